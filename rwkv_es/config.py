@@ -1,0 +1,258 @@
+"""The one list of options: fields of `Config` = command-line flags = keys of a YAML or TOML file (flags win)."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from rwkv_es.errors import ConfigError
+
+DEFAULT_TARGETS = {"matrices": 1.0}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "fitness": ("zscore", "centered", "rank", "sign", "raw"),
+    "optimizer": ("sgd", "momentum", "adam"),
+    "schedule": ("constant", "linear", "cosine"),
+    "master": ("fp32", "stochastic"),
+    "dtype": ("auto", "fp32", "bf16"),
+    "resume": ("auto", "never"),
+    "split": ("train", "test"),
+    "weights": ("best", "last"),
+}
+
+
+def _option(default: Any, help_text: str, factory: bool = False) -> Any:
+    metadata = {"help": help_text}
+    return field(default_factory=default, metadata=metadata) if factory else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option with its default. Construction validates; an instance is always usable.
+
+    Raises:
+        ConfigError: a value is out of range or does not fit another one.
+    """
+
+    model: str = _option("tiny", 'checkpoint (.pth or .safetensors), or "tiny": the embedded one')
+    tokenizer: str = _option("auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file')
+    task: str = _option("countdown_mini", "built-in task, or path to a folder with task.py or to a .py file")
+    data: str = _option("", "the task's data: a local JSONL file or folder (default: the task's own source)")
+    template: str = _option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own")
+    run: str = _option("", "run folder (default: runs/<task>-<model>-seed<seed>)")
+    resume: str = _option("auto", "auto: continue a run found in the folder; never: refuse a folder that has one")
+    seed: int = _option(0, "seed of noise, sampling and problem order")
+    steps: int = _option(100, "training steps")
+    population: int = _option(256, "members per step (even: they come in mirrored pairs)")
+    prompts: int = _option(8, "problems that every member answers in a step")
+    samples: int = _option(1, "completions per member and problem")
+    sigma: float = _option(1e-3, "noise scale")
+    rank: int = _option(1, "rank of a perturbation")
+    lr: float = _option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps")
+    schedule: str = _option("constant", "decay of the learning rate over the steps")
+    schedule_end: float = _option(0.1, "fraction of lr (and of sigma with sigma_decay) reached at the last step")
+    sigma_decay: bool = _option(False, "let sigma follow the schedule too")
+    targets: Mapping[str, float] = _option(
+        lambda: dict(DEFAULT_TARGETS),
+        "what is perturbed: name=multiplier,...; a name is matrices, vectors, state, or a pattern like head.weight",
+        factory=True,
+    )
+    fitness: str = _option("zscore", "shaping of rewards into fitness")
+    optimizer: str = _option("sgd", "optimiser on the ES gradient")
+    momentum: float = _option(0.9, "momentum, and Adam's beta1")
+    weight_decay: float = _option(0.0, "anchored decay: W -= lr * weight_decay * (W - W0)")
+    master: str = _option("fp32", "bf16 weights: keep an fp32 master copy, or round stochastically")
+    dtype: str = _option("auto", "dtype of the weights in the engine; auto: the file's (bf16 becomes fp32 on a CPU)")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
+    threads: int = _option(0, "CPU threads (0: all cores)")
+    slots: int = _option(256, "generations in flight")
+    max_new: int = _option(0, "longest completion in tokens (0: the task's own)")
+    temperature: float = _option(0.0, "sampling temperature; 0 is greedy")
+    top_p: float = _option(1.0, "nucleus sampling: smallest set of tokens with this probability")
+    top_k: int = _option(0, "sample among the k likeliest tokens (0: all)")
+    eval_every: int = _option(10, "held-out evaluation every k steps (0: never)")
+    eval_size: int = _option(200, "held-out problems per evaluation (0: all)")
+    snapshot_every: int = _option(10, "snapshot of the weights every k steps")
+    keep: int = _option(2, "snapshots kept besides the best one")
+    reward_workers: int = _option(1, "processes that score answers (0: in this process, without time limits)")
+    reward_timeout: float = _option(5.0, "seconds for one answer before its worker is killed")
+    reward_error_limit: float = _option(0.5, "stop when more than this share of rewards fails")
+    split: str = _option("test", "which split to evaluate")
+    prompt: str = _option("", "generate: the question to answer")
+    weights: str = _option("best", "export: which weights of the run")
+    out: str = _option("", "output file")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_ranges(self)
+        _check_targets(self.targets)
+
+
+_POSITIVE = ("prompts samples sigma rank lr slots keep snapshot_every reward_timeout population schedule_end").split()
+_NOT_NEGATIVE = (
+    "seed steps weight_decay max_new temperature top_k eval_every eval_size reward_workers threads momentum"
+).split()
+_FRACTION = ("top_p", "schedule_end", "reward_error_limit")
+_COMMON = ("model", "tokenizer", "task", "data", "template", "seed", "dtype", "device", "threads", "slots", "max_new")
+_SAMPLING = ("temperature", "top_p", "top_k")
+_REWARD = ("reward_workers", "reward_timeout", "reward_error_limit")
+_NOT_TRAIN = {"split", "prompt", "weights", "out"}
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "train": tuple(f.name for f in fields(Config) if f.name not in _NOT_TRAIN),
+    "eval": (*_COMMON, *_SAMPLING, *_REWARD, "split", "eval_size", "samples", "out"),
+    "generate": (*(n for n in _COMMON if n not in ("data", "slots")), *_SAMPLING, "prompt", "samples"),
+    "export": ("run", "weights", "out"),
+}
+
+
+def _check_choices(config: Config) -> None:
+    for name, allowed in CHOICES.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _check_ranges(config: Config) -> None:
+    for name in _POSITIVE:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)}")
+    for name in _NOT_NEGATIVE:
+        if not getattr(config, name) >= 0:
+            raise ConfigError(f"{name} must not be negative; got {getattr(config, name)}")
+    for name in _FRACTION:
+        if not 0 < getattr(config, name) <= 1:
+            raise ConfigError(f"{name} must lie in (0, 1]; got {getattr(config, name)}")
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{f.name} must be a finite number; got {value}")
+    if config.population % 2:
+        raise ConfigError(
+            f"population must be even (members come in mirrored pairs); got {config.population}, "
+            f"try {config.population + 1}"
+        )
+    if config.momentum >= 1:
+        raise ConfigError(f"momentum must be below 1; got {config.momentum}")
+
+
+def _check_targets(targets: Mapping[str, float]) -> None:
+    if not targets:
+        raise ConfigError("targets is empty, so nothing would be trained; try matrices=1")
+    for pattern, multiplier in targets.items():
+        if not (multiplier > 0 and math.isfinite(multiplier)):
+            raise ConfigError(f"the multiplier of target {pattern!r} must be a number above 0; got {multiplier}")
+
+
+def load_file(path: str) -> dict[str, Any]:
+    """Read options from a YAML or TOML file (by its ending).
+
+    Raises:
+        ConfigError: unreadable, not a mapping, or not parseable.
+    """
+    text = _read_text(path)
+    try:
+        values = _parse_toml(text) if path.endswith(".toml") else _parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
+    return values
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse_toml(text: str) -> Any:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef]
+    return tomllib.loads(text)
+
+
+def build(values: Mapping[str, Any], verb: str = "train") -> Config:
+    """Make a `Config` from option values (strings or parsed), each converted to its field's type.
+
+    Raises:
+        ConfigError: unknown key (the nearest name is suggested), or a value of the wrong type or range.
+    """
+    known = {f.name: f for f in fields(Config)}
+    for name in values:
+        if name not in OPTIONS[verb]:
+            close = difflib.get_close_matches(name, OPTIONS[verb], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(OPTIONS[verb])}"
+            raise ConfigError(f"unknown option {name!r} for {verb}{hint}")
+    return Config(**{name: _convert(name, value, _default(known[name])) for name, value in values.items()})
+
+
+def to_dict(config: Config, verb: str = "train") -> dict[str, Any]:
+    """Return the options of a verb as plain values, in order, ready for YAML."""
+    values = asdict(config)
+    return {name: values[name] for name in OPTIONS[verb]}
+
+
+def _default(f: Any) -> Any:
+    return f.default if f.default is not MISSING else f.default_factory()
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    """Convert a flag's string or a file's value to the type of the option's default."""
+    try:
+        return _CONVERTERS[type(default)](value)
+    except (TypeError, ValueError):
+        wanted = {dict: "name=multiplier,name=multiplier", bool: "true or false"}.get(type(default))
+        raise ConfigError(f"{name} must be {wanted or type(default).__name__}; got {value!r}") from None
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _to_bool(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _to_str(value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        raise ValueError
+    return str(value)
+
+
+def _to_targets(value: Any) -> dict[str, float]:
+    pairs = value.items() if isinstance(value, Mapping) else (part.split("=") for part in value.split(","))
+    return {str(name).strip(): _to_float(multiplier) for name, multiplier in pairs}
+
+
+_CONVERTERS: dict[type, Any] = {
+    int: _to_int,
+    float: _to_float,
+    bool: _to_bool,
+    str: _to_str,
+    dict: _to_targets,
+}
