@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,10 @@ class Config:
         _check_targets(self.targets)
 
 
-_POSITIVE = ("prompts samples sigma rank lr slots keep snapshot_every reward_timeout population schedule_end").split()
-_NOT_NEGATIVE = (
-    "seed steps weight_decay max_new temperature top_k eval_every eval_size reward_workers threads momentum"
-).split()
+_SIZES = ("population", "prompts", "samples", "rank", "slots", "keep", "snapshot_every")
+_POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout")
+_COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "reward_workers")
+_NOT_NEGATIVE = (*_COUNTS, "momentum", "weight_decay", "temperature")
 _FRACTION = ("top_p", "schedule_end", "reward_error_limit")
 _COMMON = ("model", "tokenizer", "task", "data", "template", "seed", "dtype", "device", "threads", "slots", "max_new")
 _SAMPLING = ("temperature", "top_p", "top_k")
@@ -105,6 +106,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "generate": (*(n for n in _COMMON if n not in ("data", "slots")), *_SAMPLING, "prompt", "samples"),
     "export": ("run", "weights", "out"),
 }
+PROVENANCE = "made_with"  # the key of a run folder's config.yaml that is no option: versions and the base checkpoint
 
 
 def _check_choices(config: Config) -> None:
@@ -146,19 +148,22 @@ def _check_targets(targets: Mapping[str, float]) -> None:
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """Read options from a YAML or TOML file (by its ending).
+    """Read options from a YAML or TOML file (by its ending); a run folder's config.yaml is one of them.
 
     Raises:
         ConfigError: unreadable, not a mapping, or not parseable.
     """
+    parse = _PARSERS.get(Path(path).suffix)
+    if parse is None:
+        raise ConfigError(f"a config file must end in {', '.join(_PARSERS)}; got {path!r}")
     text = _read_text(path)
     try:
-        values = _parse_toml(text) if path.endswith(".toml") else _parse_yaml(text)
+        values = parse(text)
     except ValueError as error:
         raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
-    return values
+    return {name: value for name, value in values.items() if name != PROVENANCE}
 
 
 def _read_text(path: str) -> str:
@@ -172,17 +177,20 @@ def _parse_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text) or {}
+        return {} if (values := yaml.safe_load(text)) is None else values
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 
 
 def _parse_toml(text: str) -> Any:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
+    else:
+        import tomli as tomllib
     return tomllib.loads(text)
+
+
+_PARSERS = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".toml": _parse_toml}
 
 
 def build(values: Mapping[str, Any], verb: str = "train") -> Config:
@@ -191,13 +199,31 @@ def build(values: Mapping[str, Any], verb: str = "train") -> Config:
     Raises:
         ConfigError: unknown key (the nearest name is suggested), or a value of the wrong type or range.
     """
-    known = {f.name: f for f in fields(Config)}
+    defaults = {f.name: _default(f) for f in fields(Config)}
     for name in values:
         if name not in OPTIONS[verb]:
-            close = difflib.get_close_matches(name, OPTIONS[verb], n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(OPTIONS[verb])}"
-            raise ConfigError(f"unknown option {name!r} for {verb}{hint}")
-    return Config(**{name: _convert(name, value, _default(known[name])) for name, value in values.items()})
+            raise ConfigError(f"unknown option {name!r} for {verb}; {nearest(str(name), OPTIONS[verb])}")
+    return Config(**{name: _convert(name, value, defaults[name]) for name, value in values.items()})
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the allowed one that is meant, or all of them."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f"did you mean {close[0]}?" if close else f"it may be {', '.join(allowed)}"
+
+
+def run_folder(config: Config) -> Path:
+    """Return the run's folder: `config.run`, or runs/<task>-<model>-seed<seed>."""
+    if config.run:
+        return Path(config.run)
+    task = Path(config.task).name.removesuffix(".py")
+    return Path("runs", f"{task}-{model_name(config.model)}-seed{config.seed}")
+
+
+def model_name(path: str | Path) -> str:
+    """Return a checkpoint's file name without .pth or .safetensors (its own dots stay: rwkv7-g1j-1.5b-...)."""
+    return Path(path).name.removesuffix(".pth").removesuffix(".safetensors")
 
 
 def to_dict(config: Config, verb: str = "train") -> dict[str, Any]:
@@ -212,11 +238,11 @@ def _default(f: Any) -> Any:
 
 def _convert(name: str, value: Any, default: Any) -> Any:
     """Convert a flag's string or a file's value to the type of the option's default."""
+    convert, wanted = _CONVERTERS[type(default)]
     try:
-        return _CONVERTERS[type(default)](value)
-    except (TypeError, ValueError):
-        wanted = {dict: "name=multiplier,name=multiplier", bool: "true or false"}.get(type(default))
-        raise ConfigError(f"{name} must be {wanted or type(default).__name__}; got {value!r}") from None
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} must be {wanted}; got {value!r}") from None
 
 
 def _to_int(value: Any) -> int:
@@ -245,14 +271,18 @@ def _to_str(value: Any) -> str:
 
 
 def _to_targets(value: Any) -> dict[str, float]:
-    pairs = value.items() if isinstance(value, Mapping) else (part.split("=") for part in value.split(","))
-    return {str(name).strip(): _to_float(multiplier) for name, multiplier in pairs}
+    is_mapping = isinstance(value, Mapping)
+    pairs = list(value.items() if is_mapping else (part.split("=") for part in _to_str(value).split(",")))
+    targets = {str(name).strip(): _to_float(multiplier) for name, multiplier in pairs}
+    if len(targets) < len(pairs):
+        raise ValueError
+    return targets
 
 
-_CONVERTERS: dict[type, Any] = {
-    int: _to_int,
-    float: _to_float,
-    bool: _to_bool,
-    str: _to_str,
-    dict: _to_targets,
+_CONVERTERS: dict[type, tuple[Callable[[Any], Any], str]] = {
+    int: (_to_int, "a whole number"),
+    float: (_to_float, "a number"),
+    bool: (_to_bool, "true or false"),
+    str: (_to_str, "text"),
+    dict: (_to_targets, "name=multiplier,name=multiplier with each name once"),
 }

@@ -1,0 +1,110 @@
+"""`rwkv-es export`: a run's weights as a file that every RWKV program loads, laid out exactly like the base."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from rwkv_es import checkpoint
+from rwkv_es.config import PROVENANCE, Config, model_name
+from rwkv_es.durable import writing
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.layout import STATE
+from rwkv_es.ledger import Snapshot, best, latest_snapshot, read_config, read_snapshot
+
+_SUFFIXES = (".pth", ".safetensors")
+
+
+def export(config: Config) -> Path:
+    """Write the best or last weights of the run `config.run` to `config.out`. Returns the file.
+
+    Raises:
+        ConfigError: no run, no snapshot, or a file that must not be overwritten.
+        CheckpointError: the snapshot cannot be read or does not fit the base.
+    """
+    if not config.run:
+        raise ConfigError("export needs the folder of a run: rwkv-es export RUN")
+    run = Path(config.run)
+    base = Path(read_config(run)[PROVENANCE]["base"])
+    out = Path(config.out) if config.out else default_out(run, base)
+    if out.exists() and out.resolve() != default_out(run, base).resolve():
+        raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
+    snapshot = _choose(run, config.weights)
+    for path in export_params(snapshot.params, base, out):
+        print(f"wrote {path} (weights after {snapshot.step} steps)")
+    return out
+
+
+def default_out(run: Path, base: Path) -> Path:
+    """Return where a run's weights go: under the base's own name (some servers read it) in the run's folder."""
+    return run / f"{model_name(base)}.pth"
+
+
+def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path]:
+    """Write weights with exactly the base file's keys, order, shapes and dtypes. Returns the files written.
+
+    An initial state that the base does not have goes to <out>-state.pth (fp32); a tokenizer JSON beside the base
+    comes along as <out>.tokenizer.json.
+
+    Raises:
+        ConfigError: `out` is the base, has another ending, or cannot be written.
+        CheckpointError: the weights do not fit the base.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(f"an exported file must end in {' or '.join(_SUFFIXES)}; got {str(out)!r}")
+    if out.resolve() == base.resolve():
+        raise ConfigError(f"{out} is the base checkpoint, which stays as it is; choose another --out")
+    weights, state = _as_base(params, base)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written = _copy_tokenizer(base, out)
+        if state:
+            written.append(out.with_name(f"{out.stem}-state.pth"))
+            checkpoint.save(written[-1], state)
+        checkpoint.save(out, weights)
+    return [out, *written]
+
+
+def _choose(run: Path, weights: str) -> Snapshot:
+    known = best(run)
+    if weights == "best" and known is not None:
+        return read_snapshot(run, known.step)
+    if weights == "best":
+        print("rwkv-es: no held-out evaluation in this run, so its last weights are exported", file=sys.stderr)
+    snapshot = latest_snapshot(run)
+    if snapshot is None:
+        raise ConfigError(f"{run} has no readable snapshot yet; train on, or lower --snapshot-every")
+    return snapshot
+
+
+def _as_base(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, checkpoint.Params]:
+    """Split params into weights laid out like the base file, and an initial state that it does not have."""
+    if not base.exists():
+        print(f"rwkv-es: {base} is gone, so its dtypes are unknown: they are exported as trained", file=sys.stderr)
+        layout = {name: tensor for name, tensor in params.items() if not STATE.fullmatch(name)}
+    else:
+        layout, _ = checkpoint.load(base)
+    state = {name: params[name].float() for name in params if name not in layout and STATE.fullmatch(name)}
+    if different := (set(params) - set(state)) ^ set(layout):
+        raise CheckpointError(f"the trained weights and {base} differ in the tensors {', '.join(sorted(different))}")
+    return {name: _fit(name, params[name], like) for name, like in layout.items()}, state
+
+
+def _fit(name: str, trained: Tensor, like: Tensor) -> Tensor:
+    """Return a trained tensor in the base's dtype, which is rounded to from fp32."""
+    if trained.shape != like.shape:
+        raise CheckpointError(f"{name} is {tuple(trained.shape)} in the run, but {tuple(like.shape)} in the base")
+    fitted = trained.to("cpu", like.dtype)
+    if not fitted.isfinite().all():
+        raise CheckpointError(f"{name} is not finite in {like.dtype}; export an earlier snapshot, or train gentler")
+    return fitted
+
+
+def _copy_tokenizer(base: Path, out: Path) -> list[Path]:
+    target = out.with_name(f"{out.stem}.tokenizer.json")
+    for source in (base.with_name(f"{base.stem}.tokenizer.json"), base.with_name("tokenizer.json")):
+        if source.exists():
+            shutil.copyfile(source, target)
+            return [target]
+    return []

@@ -1,0 +1,156 @@
+"""Who is in which slot: a waiting line, slots that are refilled at once, and prefixes that are read only once."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has read
+
+
+class Request(NamedTuple):
+    """One completion to generate. Sampling noise is a function of (step, member pair, problem, sample, position)."""
+
+    member: int  # -1: the unperturbed model
+    problem: int
+    prompt: tuple[int, ...]
+    max_new: int
+    sample: int = 0
+    step: int = 0
+    forks: tuple[int, ...] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
+
+
+class Admission(NamedTuple):
+    """A request enters a slot, from the state saved for `prefix` or from the start of the text (None)."""
+
+    slot: int
+    request: Request
+    prefix: Prefix | None
+
+
+class Move(NamedTuple):
+    """The row in slot `source` now lives in slot `target`."""
+
+    source: int
+    target: int
+
+
+class Pool:
+    """Active slots are always the first ones: a leaver's place is taken by a row from the end.
+
+    A prefix wanted by several requests is read by the first of them; the others wait until `publish` says that its
+    state was saved, then start from there. At most two states per slot are saved at a time (a header's, a prompt's).
+    Nothing here depends on timing: the same calls give the same order.
+    """
+
+    def __init__(self, requests: Sequence[Request], num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.active: list[Request] = []
+        self._requests = list(requests)
+        self._unserved = set(range(len(requests)))
+        self._line = deque(range(len(requests)))
+        self._ready: deque[int] = deque()  # all that they share is saved: they go first
+        self._wanted = Counter(prefix for request in requests for prefix in prefixes(request))
+        self._sharing: dict[Prefix, list[int]] = {}  # longest prefix -> who starts from it
+        for i, request in enumerate(requests):
+            for prefix in prefixes(request)[-1:]:
+                self._sharing.setdefault(prefix, []).append(i)
+        self._reading: dict[Prefix, list[int]] = {}  # prefix -> who waits for it
+        self._saved: set[Prefix] = set()
+
+    @property
+    def is_done(self) -> bool:
+        """Say whether nobody is active and nobody waits."""
+        return not self.active and not self._unserved
+
+    def admit(self) -> list[Admission]:
+        """Fill the free slots: first with those who have nothing more to share, then in the order of the line."""
+        admissions = []
+        while (self._ready or self._line) and len(self.active) < self.num_slots:
+            i = (self._ready or self._line).popleft()
+            if i not in self._unserved:
+                continue
+            request = self._requests[i]
+            known = self._longest_known(request)
+            if known in self._reading:
+                self._reading[known].append(i)
+                continue
+            admissions.append(Admission(len(self.active), request, known))
+            self.active.append(request)
+            self._unserved.remove(i)
+            self._start_reading(request, known)
+        return admissions
+
+    def publish(self, prefix: Prefix) -> bool:
+        """Note that a row has read `prefix`; say whether its state must be saved (somebody will start from it)."""
+        if prefix not in self._reading:
+            return False
+        self._line.extendleft(reversed(self._reading.pop(prefix)))
+        self._ready.extend(i for i in self._sharing.get(prefix, ()) if i in self._unserved)
+        if not self._wanted[prefix]:
+            return False
+        self._saved.add(prefix)
+        return True
+
+    def retire(self, slots: Iterable[int]) -> list[Move]:
+        """Empty `slots` and close the gaps with rows from the end. No slot is both a source and a target."""
+        empty = set(slots)
+        num_left = len(self.active) - len(empty)
+        gaps = sorted(slot for slot in empty if slot < num_left)
+        movers = [slot for slot in range(num_left, len(self.active)) if slot not in empty]
+        moves = [Move(source, target) for source, target in zip(movers, gaps)]
+        for source, target in moves:
+            self.active[target] = self.active[source]
+        del self.active[num_left:]
+        return moves
+
+    def release(self) -> list[Prefix]:
+        """Return the saved prefixes that nobody needs any more, and forget them."""
+        unused = [prefix for prefix in self._saved if not self._wanted[prefix]]
+        self._saved.difference_update(unused)
+        return unused
+
+    def _longest_known(self, request: Request) -> Prefix | None:
+        for prefix in reversed(prefixes(request)):
+            if prefix in self._saved or prefix in self._reading:
+                return prefix
+        return None
+
+    def _start_reading(self, request: Request, known: Prefix | None) -> None:
+        """Count the request off its prefixes, and announce those that it will read for others."""
+        for prefix in prefixes(request):
+            self._wanted[prefix] -= 1
+            is_longer = known is None or len(prefix[1]) > len(known[1])
+            if is_longer and self._wanted[prefix]:
+                self._reading[prefix] = []
+
+
+def prefixes(request: Request) -> list[Prefix]:
+    """Return the request's shareable prefixes, shortest first."""
+    return [(request.member, request.prompt[:length]) for length in request.forks]
+
+
+def with_forks(requests: Sequence[Request], shortest: int = 8) -> list[Request]:
+    """Mark what requests of one member share: a header of all their prompts, and the prompt of several samples.
+
+    A prefix stops one token before the prompt's end, since sampling needs the logits of the last token.
+    """
+    by_member: dict[int, list[Request]] = {}
+    for request in requests:
+        by_member.setdefault(request.member, []).append(request)
+    headers = {member: _common_length([r.prompt for r in group]) for member, group in by_member.items()}
+    copies = Counter((request.member, request.prompt) for request in requests)
+    marked = []
+    for request in requests:
+        whole = len(request.prompt) - 1
+        lengths = {headers[request.member], whole if copies[request.member, request.prompt] > 1 else 0}
+        marked.append(request._replace(forks=tuple(sorted(n for n in lengths if shortest <= n <= whole))))
+    return marked
+
+
+def _common_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return the length of the prompts' common prefix (0 for a single prompt)."""
+    distinct = list(set(prompts))
+    if len(distinct) < 2:
+        return 0
+    low, high = min(distinct), max(distinct)
+    return next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))

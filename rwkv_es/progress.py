@@ -1,0 +1,100 @@
+"""What a person sees of a run: timings, summaries, samples and one line per step."""
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from rwkv_es.fitness import has_signal
+from rwkv_es.reward import Scores
+from rwkv_es.session import Answers
+
+NUM_READABLE = 3
+_BAR_WIDTH = 16
+
+
+class Clock:
+    """Seconds since the start, and per named lap."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap under `name`."""
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds from the start to the last lap."""
+        return self._last - self._start
+
+
+def summary(rewards: Tensor, answers: Answers, scores: Scores) -> dict[str, float]:
+    """Summarise a step: rewards (N,P) with NaN for missing ones."""
+    by_member = rewards.nanmean(1)
+    by_member = by_member[~by_member.isnan()]
+    return {
+        "reward_mean": rewards.nanmean().item(),
+        "reward_std_of_members": by_member.std(correction=0).item(),
+        "reward_of_best_member": by_member.max().item() if len(by_member) else 0.0,
+        "share_of_problems_with_signal": has_signal(rewards).double().mean().item(),
+        **lengths(answers),
+        "reward_errors": scores.errors,
+        "reward_timeouts": scores.timeouts,
+    }
+
+
+def lengths(answers: Answers) -> dict[str, float]:
+    """Say how long the answers are and how many came to an end by themselves."""
+    completions = answers.rollout.completions
+    return {
+        "tokens_read": answers.rollout.num_read,
+        "tokens_per_answer": sum(len(c.tokens) for c in completions) / len(completions),
+        "share_stopped": sum(c.finish == "stop" for c in completions) / len(completions),
+    }
+
+
+def held_out(answers: Answers, scores: Scores) -> dict[str, float]:
+    """Summarise a held-out evaluation; a missing reward counts as 0."""
+    rewards = [reward or 0.0 for reward in scores.rewards]
+    return {
+        "held_out_reward": sum(rewards) / len(rewards),
+        "held_out_accuracy": sum(reward >= 1 for reward in rewards) / len(rewards),
+        "held_out_problems": len(rewards),
+        **{f"held_out_{name}": value for name, value in lengths(answers).items()},
+    }
+
+
+def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+    """Pick a few answers for people: the first, middle and last of the step."""
+    last = len(answers.texts) - 1
+    places = sorted({last * i // (NUM_READABLE - 1) for i in range(NUM_READABLE)})
+    return [
+        {"prompt": answers.problems[i].prompt, "completion": answers.texts[i], "reward": scores.rewards[i]}
+        for i in places
+    ]
+
+
+def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
+    """Say in one line how a step went and how long the rest will take."""
+    seconds = sum(metrics[name] for name in ("generate_s", "score_s", "update_s"))
+    filled = _BAR_WIDTH * (step + 1) // num_steps
+    minutes, rest = divmod(round((num_steps - step - 1) * seconds), 60)
+    return (
+        f"step {step + 1:>{len(str(num_steps))}}/{num_steps} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] "
+        f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std_of_members']:.3f}  "
+        f"{metrics['tokens_per_answer']:.0f} tokens/answer  "
+        f"{metrics['tokens_read'] / metrics['generate_s']:,.0f} tokens/s  "
+        f"moved {metrics['step_rms_per_sigma']:.2f} sigma  ETA {minutes}:{rest:02d}"
+    )
+
+
+def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
+    """Say in one line what a held-out evaluation found."""
+    return (
+        f"held out, after {num_steps} steps: accuracy {metrics['held_out_accuracy']:.1%}, "
+        f"reward {metrics['held_out_reward']:.3f} on {metrics['held_out_problems']} problems, "
+        f"{metrics['held_out_tokens_per_answer']:.0f} tokens/answer"
+    )

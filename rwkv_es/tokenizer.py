@@ -1,0 +1,198 @@
+"""Text to token ids and back: RWKV World, or any Hugging Face `tokenizers` JSON; and where a completion stops."""
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rwkv_es.errors import ConfigError
+
+END_ID = 0  # end of document, in World as in every vocabulary that is accepted here
+WORLD_SIZE = 65530  # ids 0..65529; a World model's head has 65536 outputs, the last ones mean nothing
+WORLD_HEAD = 65536
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a tokenizer."""
+
+    n_vocab: int  # ids below it may be sampled
+    end_id: int
+
+    @property
+    def token_bytes(self) -> Sequence[bytes]:
+        """The bytes of each id; empty for the end token."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
+
+
+class WorldTokenizer:
+    """RWKV World: greedy longest match on bytes, with the vocabulary of the `rwkv` package."""
+
+    n_vocab, end_id = WORLD_SIZE, END_ID
+
+    def __init__(self) -> None:
+        from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
+
+        spec = importlib.util.find_spec("rwkv")
+        assert spec is not None and spec.origin is not None
+        self._trie = TRIE_TOKENIZER(str(Path(spec.origin).with_name("rwkv_vocab_v20230424.txt")))
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id; empty for the end token."""
+        return [self._trie.idx2token.get(i, b"") for i in range(WORLD_SIZE)]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; a lone surrogate is read as U+FFFD."""
+        return list(self._trie.encodeBytes(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
+        return _join(self.token_bytes, ids)
+
+
+class JsonTokenizer:
+    """A Hugging Face `tokenizers` JSON: Pile models and small vocabularies of one's own."""
+
+    end_id = END_ID
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = _read_json(path)
+        self.n_vocab = self._tokenizer.get_vocab_size()
+        end = self._tokenizer.id_to_token(END_ID)
+        if end not in {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}:
+            raise ConfigError(f"{path}: id 0 must be a special token that ends a document; it is {end!r}")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id; empty for the end token."""
+        is_byte_level = "ByteLevel" in str(self._tokenizer.decoder or "")
+        tokens = [self._tokenizer.id_to_token(i) or "" for i in range(self.n_vocab)]
+        to_bytes = _from_byte_level if is_byte_level else str.encode
+        return [b""] + [to_bytes(token) for token in tokens[1:]]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text.
+
+        Raises:
+            ConfigError: the vocabulary cannot express it.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self.decode(ids) != text and "ByteLevel" not in str(self._tokenizer.decoder or ""):
+            raise ConfigError(
+                f"the model's vocabulary cannot express {text[:60]!r}; it can write {self.decode(ids)[:60]!r}"
+            )
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
+        return _join(self.token_bytes, ids)
+
+
+def load_tokenizer(spec: str, model_path: Path, n_vocab: int) -> Tokenizer:
+    """Load the tokenizer that `spec` names: "world", a JSON file, or "auto": beside the model, else World by size.
+
+    Raises:
+        ConfigError: none is found, it cannot be read, or it has more ids than the model (n_vocab).
+    """
+    if spec == "auto":
+        spec = _find(model_path, n_vocab)
+    tokenizer: Tokenizer = WorldTokenizer() if spec == "world" else JsonTokenizer(Path(spec))
+    if tokenizer.n_vocab > n_vocab:
+        raise ConfigError(
+            f"tokenizer {spec} has {tokenizer.n_vocab} ids, but the model only {n_vocab}; it belongs to another model"
+        )
+    return tokenizer
+
+
+def _find(model_path: Path, n_vocab: int) -> str:
+    for name in (f"{model_path.stem}.tokenizer.json", "tokenizer.json"):
+        path = model_path.with_name(name)
+        if path.is_file():
+            return str(path)
+    if n_vocab == WORLD_HEAD:
+        return "world"
+    raise ConfigError(
+        f"no tokenizer for a vocabulary of {n_vocab}: put {model_path.stem}.tokenizer.json beside the model, "
+        "or name one with --tokenizer"
+    )
+
+
+class Stops(NamedTuple):
+    """Where a completion stops: at the end token, or where its bytes contain one of the strings."""
+
+    end_id: int
+    strings: tuple[bytes, ...]
+    can_end: np.ndarray  # (n_vocab,) bool: the token could complete one of the strings
+    token_bytes: Sequence[bytes]
+
+    def hit(self, ids: Sequence[int]) -> bool:
+        """Say whether the last token of `ids` completes a stop string. Asked only where `can_end[ids[-1]]`."""
+        longest = max(map(len, self.strings), default=0)
+        text = self.token_bytes[ids[-1]]
+        enough = len(text) + longest - 1
+        for token in reversed(ids[:-1]):
+            if len(text) >= enough:
+                break
+            text = self.token_bytes[token] + text
+        return any(string in text for string in self.strings)
+
+
+def make_stops(tokenizer: Tokenizer, strings: Sequence[str]) -> Stops:
+    """Prepare stop strings for a tokenizer."""
+    wanted = tuple(string.encode() for string in strings if string)
+    can_end = np.array([any(_can_end(data, string) for string in wanted) for data in tokenizer.token_bytes], dtype=bool)
+    return Stops(tokenizer.end_id, wanted, can_end, tokenizer.token_bytes)
+
+
+def cut(text: str, strings: Sequence[str]) -> str:
+    """Return the text before the first of the stop strings."""
+    ends = [text.index(string) for string in strings if string and string in text]
+    return text[: min(ends)] if ends else text
+
+
+def _can_end(data: bytes, string: bytes) -> bool:
+    """Say whether a text that continues with `data` could complete `string` there."""
+    return string in data or any(data.startswith(string[i:]) for i in range(1, len(string)))
+
+
+def _join(token_bytes: Sequence[bytes], ids: Sequence[int]) -> str:
+    until_end = list(ids)
+    if END_ID in until_end:
+        del until_end[until_end.index(END_ID) :]
+    return b"".join(token_bytes[i] for i in until_end).decode("utf-8", "replace")
+
+
+def _read_json(path: Path) -> Any:
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+    if not path.is_file():
+        raise ConfigError(f'tokenizer {path} does not exist; give a tokenizers JSON file, "world" or "auto"')
+    try:
+        return HuggingFaceTokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise ConfigError(f"tokenizer {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _from_byte_level(token: str) -> bytes:
+    """Undo GPT-2's spelling of bytes as printable characters; an added token is spelled as it is."""
+    try:
+        return bytes(_BYTE_OF[character] for character in token)
+    except KeyError:
+        return token.encode()
+
+
+def _byte_of() -> dict[str, int]:
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+_BYTE_OF = _byte_of()

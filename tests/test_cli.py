@@ -1,0 +1,191 @@
+"""The command line: options of a verb, one readable line for every mistake, help without torch."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from rwkv_es import __version__
+from rwkv_es.cli import VERBS, main
+from rwkv_es.config import OPTIONS, Config
+from rwkv_es.errors import CheckpointError
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Replace the verbs by ones that note the config they are given."""
+    seen = {}
+    for module, names in {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"]}.items():
+        stub = types.ModuleType(f"rwkv_es.{module}")
+        for name in names:
+            setattr(stub, name, lambda config, name=name: seen.update({name: config}))
+        monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    return seen
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    problem = types.SimpleNamespace(prompt="1+1", answer="2")
+    task = types.SimpleNamespace(
+        template="chat", problems=lambda split: [problem], reward=lambda problem, text: float(text == problem.answer)
+    )
+    stub = types.ModuleType("rwkv_es.task")
+    stub.list_tasks = lambda: {"copy": "Repeat it.", "sums": "Add up."}
+    stub.load_task = lambda name, data="": task
+    stub.render = lambda template, question: f"<{template}>{question}"
+    monkeypatch.setitem(sys.modules, "rwkv_es.task", stub)
+
+
+def complaint(capsys, argv):
+    """Run a command line that must fail, and return its one line on stderr."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rwkv-es: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_flags_reach_the_verb_converted(ran):
+    assert main(["train", "--steps", "3", "--lr=1e-2", "--targets", "matrices=1,head.weight=10", "--sigma-decay"]) == 0
+    wanted = Config(steps=3, lr=0.01, targets={"matrices": 1.0, "head.weight": 10.0}, sigma_decay=True)
+    assert ran == {"train": wanted}
+
+
+def test_a_files_spelling_of_a_flag_is_understood_but_values_are_left_alone(ran):
+    assert main(["train", "--eval_every", "3", "--run=a_b", "--task", "c_d"]) == 0
+    assert ran["train"] == Config(eval_every=3, run="a_b", task="c_d")
+    assert main(["generate", "--", "--what_is_this"]) == 0
+    assert ran["generate"].prompt == "--what_is_this"
+
+
+def test_flags_win_over_the_file(ran, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("steps: 5\nlr: 0.5\n")
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml"), "--steps", "7"]) == 0
+    assert ran["train"] == Config(steps=7, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "field"),
+    [
+        (["eval", "m.pth", "--eval-size", "3"], "evaluate", "model"),
+        (["eval", "--model", "m.pth"], "evaluate", "model"),
+        (["generate", "m.pth"], "generate", "prompt"),
+        (["export", "--weights", "last", "m.pth"], "export", "run"),
+    ],
+)
+def test_the_main_thing_needs_no_flag(ran, argv, name, field):
+    assert main(argv) == 0
+    assert getattr(ran[name], field) == "m.pth"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean train?"),
+        (["train", "--populaton", "8"], "unknown option --populaton for train; did you mean --population?"),
+        (["train", "--populaton=8"], "did you mean --population?"),
+        (["train", "--step", "8"], "unknown option --step for train; did you mean --steps?"),
+        (["train", "8"], "unexpected '8'"),
+        (["train", "--steps"], "argument --steps: expected one argument; see rwkv-es train --help"),
+        (["train", "--steps", "x"], "steps must be a whole number; got 'x'"),
+        (["train", "--population", "7"], "try 8"),
+        (["train", "--config", "none.yaml"], "none.yaml cannot be read"),
+        (["eval", "--sigma", "1"], "unknown option --sigma for eval"),
+        (["eval", "a.pth", "--model", "b.pth"], "model is given twice: 'a.pth' and 'b.pth'"),
+        (["generate"], "generate needs a prompt: rwkv-es generate PROMPT"),
+        (["export"], "export needs a run: rwkv-es export RUN"),
+        (["tasks", "shwo", "copy"], "invalid choice: 'shwo'"),
+        (["tasks", "show"], "tasks show needs a task"),
+    ],
+)
+def test_a_mistake_is_one_readable_line(ran, capsys, argv, words):
+    assert words in complaint(capsys, argv)
+    assert ran == {}
+
+
+def test_a_user_error_of_a_verb_is_one_line_even_if_its_text_has_several(ran, capsys, monkeypatch):
+    def fail(config):
+        raise CheckpointError("the file is\n  broken")
+
+    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", fail)
+    assert complaint(capsys, ["train"]) == "rwkv-es: the file is broken\n"
+
+
+def test_an_interrupted_training_says_how_to_go_on(ran, capsys, monkeypatch):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", interrupt)
+    assert main(["train"]) == 130
+    assert "continues after the last finished step" in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback(ran, monkeypatch):
+    def fail(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+def test_a_dry_run_prints_a_config_that_can_be_given_again_and_does_nothing(ran, capsys, tmp_path):
+    assert main(["train", "--steps", "3", "--targets", "vectors=2", "--dry-run"]) == 0
+    assert ran == {}
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["run"] == "runs/countdown_mini-tiny-seed0"
+    (tmp_path / "again.yaml").write_text(text)
+    main(["train", "--config", str(tmp_path / "again.yaml"), "--dry-run"])
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_help_lists_every_option_of_the_verb(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in OPTIONS[verb]:
+        assert f"--{name.replace('_', '-')} " in text or f"[--{name.replace('_', '-')}" in text
+
+
+def test_help_shows_defaults_and_choices(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("(default: 256)", "sgd, momentum, adam (default: sgd)", "(default: matrices=1)", "(default: false)"):
+        assert words in text
+
+
+def test_the_overview_names_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == text
+    assert all(f"\n  {verb} " in text for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rwkv-es {__version__}\n"
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    code = "import sys, rwkv_es.cli as c; c.main(['train', '--dry-run']); sys.exit(sorted({'torch', 'numpy'} & {*sys.modules}) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env={**os.environ})
+
+
+def test_the_module_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "rwkv_es", "trian"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == "rwkv-es: there is no command 'trian'; did you mean train?\n"
+
+
+def test_tasks_lists_and_shows(tasks, capsys):
+    assert main(["tasks"]) == 0
+    assert capsys.readouterr().out == "copy            Repeat it.\nsums            Add up.\n"
+    assert main(["tasks", "show", "sums"]) == 0
+    assert capsys.readouterr().out == "<chat>1+1\n--- right answer (scores 1.0):\n2\n"
+    assert main(["tasks", "show", "sums", "--template", "raw"]) == 0
+    assert capsys.readouterr().out.startswith("<raw>1+1\n")

@@ -1,0 +1,86 @@
+"""The README cannot drift: every command in it is one that the project understands, and its example task works."""
+
+import os
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from rwkv_es import cli
+from rwkv_es.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def example_task(tmp_path, monkeypatch):
+    """The README's own task, saved where its commands expect it."""
+    (source,) = blocks("python")
+    (tmp_path / "vowels.py").write_text(source, encoding="utf-8")
+    (tmp_path / "rwkv_es").symlink_to(ROOT / "rwkv_es")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Replace the verbs that need a model by ones that note what they are given."""
+    seen = []
+    for module, names in {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"]}.items():
+        stub = types.ModuleType(f"rwkv_es.{module}")
+        for name in names:
+            setattr(stub, name, seen.append)
+        monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    return seen
+
+
+def test_there_are_commands_to_check():
+    assert "./scripts/demo" in COMMANDS
+    assert "./scripts/test" in COMMANDS
+    assert sum(command.startswith("rwkv-es ") for command in COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_understood(command, example_task, ran, capsys):
+    program, *arguments = shlex.split(command)
+    if program == "rwkv-es":
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+        if arguments[0] in ("train", "eval", "generate", "export") and "--dry-run" not in arguments:
+            assert isinstance(ran[0], Config)
+            assert not ran[1:]
+    elif program == "pip":
+        assert arguments[0] == "install"
+        extras = re.findall(r"\[(\w+)\]", arguments[1])
+        assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
+    else:
+        assert program in ("./scripts/demo", "./scripts/test")
+        assert os.access(ROOT / program, os.X_OK)
+
+
+def test_the_example_task_is_short_and_pays_its_gold_answer_and_nothing_else(example_task):
+    from rwkv_es.task import load_task
+
+    (source,) = blocks("python")
+    assert len(source.splitlines()) <= 16
+    task = load_task("./vowels.py")
+    for split in ("train", "test"):
+        for problem in task.problems(split):
+            assert task.reward(problem, f"It has {problem.answer}") == 1.0
+            assert task.reward(problem, problem.answer + "0") == 0.0
+            assert task.reward(problem, "") == 0.0
+    assert [problem.answer for problem in task.problems("train")] == ["5", "2", "3", "2"]
+
+
+def test_the_files_it_speaks_of_exist():
+    for name in set(re.findall(r"`([A-Z]+\.(?:md|cff))`", README)):
+        assert (ROOT / name).exists(), name
