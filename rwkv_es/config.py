@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "momentum", "adam"),
     "schedule": ("constant", "linear", "cosine"),
     "master": ("fp32", "stochastic"),
+    "engine": ("auto", "torch", "numba"),
     "dtype": ("auto", "fp32", "bf16"),
     "resume": ("auto", "never"),
     "split": ("train", "test"),
@@ -66,6 +67,7 @@ class Config:
     master: str = _option("fp32", "bf16 weights: keep an fp32 master copy, or round stochastically")
     dtype: str = _option("auto", "dtype of the weights in the engine; auto: the file's (bf16 becomes fp32 on a CPU)")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
+    engine: str = _option("auto", "numba: fused CPU kernels; torch: any device; auto: the fastest that can")
     threads: int = _option(0, "CPU threads (0: all cores)")
     slots: int = _option(256, "generations in flight")
     max_new: int = _option(0, "longest completion in tokens (0: the task's own)")
@@ -95,7 +97,8 @@ _POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout")
 _COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "reward_workers")
 _NOT_NEGATIVE = (*_COUNTS, "momentum", "weight_decay", "temperature")
 _FRACTION = ("top_p", "schedule_end", "reward_error_limit")
-_COMMON = ("model", "tokenizer", "task", "data", "template", "seed", "dtype", "device", "threads", "slots", "max_new")
+_ENGINE = ("dtype", "device", "engine", "threads", "slots", "max_new")
+_COMMON = ("model", "tokenizer", "task", "data", "template", "seed", *_ENGINE)
 _SAMPLING = ("temperature", "top_p", "top_k")
 _REWARD = ("reward_workers", "reward_timeout", "reward_error_limit")
 _NOT_TRAIN = {"split", "prompt", "weights", "out"}

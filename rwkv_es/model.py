@@ -11,6 +11,7 @@ from rwkv_es.lowrank import low_rank
 from rwkv_es.noise import StepNoise, sign
 from rwkv_es.wkv import wkv_
 
+ROW_MULTIPLE = 8  # matrix products are given multiples of this many rows: with 1, 2 or 5, BLAS takes other paths
 _LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
 
 
@@ -251,4 +252,6 @@ def _rows_are_equal(weight: Tensor, num_rows: int) -> bool:
     x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(weight.dtype)
     x = x.reshape(num_rows, -1)
     whole = functional.linear(x, weight)
-    return all(torch.equal(functional.linear(x[i : i + 8], weight), whole[i : i + 8]) for i in range(0, num_rows, 8))
+    return all(
+        torch.equal(functional.linear(x[i : i + 8], weight), whole[i : i + 8]) for i in range(0, num_rows, ROW_MULTIPLE)
+    )

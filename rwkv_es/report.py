@@ -13,7 +13,7 @@ from rwkv_es.ledger import best, read_config
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BLOCKS, _WIDEST = " ▁▂▃▄▅▆▇█", 4  # heights of a character in the terminal's curve; characters per value
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --dim: #6b7486; --paper: #fff; --line: #e3e6ec; --accent: #3566d6; }
 @media (prefers-color-scheme: dark) {
@@ -67,9 +67,11 @@ def curve(values: Sequence[float], width: int = 60, height: int = 8) -> str:
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return "(nothing to draw yet)"
-    columns = values
-    if len(values) > width:
-        columns = [values[index * (len(values) - 1) // (width - 1)] for index in range(width)]
+    count = len(values)
+    if count > width:
+        columns = [values[index * (count - 1) // (width - 1)] for index in range(width)]
+    else:
+        columns = [value for value in values for _ in range(min(width // count, _WIDEST))]
     low, high = min(columns), max(columns)
     levels = [round((value - low) / ((high - low) or 1) * (height * 8 - 1)) + 1 for value in columns]
     lines = []

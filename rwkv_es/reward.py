@@ -103,7 +103,7 @@ class RewardPool:
                 for result in worker.receive_():
                     tally.put_(worker.pending.popleft(), result)
                 if worker.is_lost:
-                    waiting.extendleft(reversed(worker.pending))
+                    waiting.extend(worker.pending)
                     self._replace_(slot)
                 elif worker.is_ready and waiting and not worker.pending:
                     size = min(BATCH_SIZE, max(1, len(waiting) // (2 * len(self._workers))))

@@ -1,18 +1,21 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.model import Factors, Model, State, Weights, forward, logits, new_state, perturb, reset_rows_
+from rwkv_es import fused
+from rwkv_es import model as torch_engine
+from rwkv_es.errors import ConfigError
+from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, new_state, perturb, reset_rows_
 from rwkv_es.pool import Admission, Move, Pool, Prefix, Request
 from rwkv_es.sampler import Sampling, sample
 from rwkv_es.tokenizer import Stops
 
-ROW_MULTIPLE = 8  # matrix products always see a multiple of this many rows: with 1 or 2, BLAS takes another path
 _SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
 
 
@@ -22,6 +25,8 @@ class Decoding(NamedTuple):
     stops: Stops
     sampling: Sampling = Sampling()
     slots: int = 256
+    engine: str = "auto"  # or "torch", "numba"
+    threads: int = 1  # of the numba engine
 
 
 class Completion(NamedTuple):
@@ -48,16 +53,30 @@ def rollout(model: Model, requests: Sequence[Request], decoding: Decoding, facto
     rows = _Rows(model, requests, decoding, factors)
     done: dict[Request, Completion] = {}
     num_ticks = num_read = 0
-    while not pool.is_done:
-        rows.admit_(pool.admit())
-        rows.forget_(pool.release())
-        num_ticks, num_read = num_ticks + 1, num_read + len(pool.active)
-        rows.tick_(len(pool.active))
-        rows.save_prefixes_(pool)
-        finished = rows.finished(len(pool.active))
-        done.update((pool.active[slot], completion) for slot, completion in finished.items())
-        rows.move_(pool.retire(finished))
+    with _engine_of(model, decoding, factors) as engine:
+        while not pool.is_done:
+            rows.admit_(pool.admit())
+            rows.forget_(pool.release())
+            num_ticks, num_read = num_ticks + 1, num_read + len(pool.active)
+            rows.tick_(engine, len(pool.active))
+            rows.save_prefixes_(pool)
+            finished = rows.finished(len(pool.active))
+            done.update((pool.active[slot], completion) for slot, completion in finished.items())
+            rows.move_(pool.retire(finished))
     return Rollout([done[request] for request in requests], num_ticks, num_read)
+
+
+@contextmanager
+def _engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Any]:
+    """Choose what computes `forward` and `logits`: the fused CPU kernels where they can, else plain torch."""
+    is_able = decoding.engine != "torch" and fused.is_able(model, factors)
+    if decoding.engine == "numba" and not is_able:
+        raise ConfigError("engine numba needs a CPU, numba, fp32 weights and matrices as targets; try --engine auto")
+    if is_able:
+        with fused.running(model, factors, decoding.threads) as engine:
+            yield engine
+    else:
+        yield torch_engine
 
 
 class _Rows:
@@ -88,18 +107,17 @@ class _Rows:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
 
-    def tick_(self, num_active: int) -> None:
+    def tick_(self, engine: Any, num_active: int) -> None:
         """Read one token per row; sample one for each row that has read its prompt."""
         rows_read = slice(padded(num_active))
         in_prompt = self.num_read < self.num_prompt
         rows = np.arange(len(in_prompt))
         last_written = self.written[rows, np.maximum(self.num_written, 1) - 1]
         tokens = np.where(in_prompt, self.prompt[rows, np.minimum(self.num_read, self.num_prompt - 1)], last_written)
-        x = forward(
-            self.weights.rows(rows_read), self.model.arch, self._index(tokens[rows_read]), self.state.rows(rows_read)
-        )
+        weights, state = self.weights.rows(rows_read), self.state.rows(rows_read)
+        x = engine.forward(weights, self.model.arch, self._index(tokens[rows_read]), state)
         self.num_read[:num_active] += 1
-        self._sample_(x, np.flatnonzero(self.num_read[:num_active] >= self.num_prompt[:num_active]))
+        self._sample_(engine, x, np.flatnonzero(self.num_read[:num_active] >= self.num_prompt[:num_active]))
 
     def finished(self, num_active: int) -> dict[int, Completion]:
         """Return the completions of the rows that have ended, by slot."""
@@ -150,12 +168,12 @@ class _Rows:
         self.counter[slot] = (request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step)
         self.member[slot] = request.member
 
-    def _sample_(self, x: Tensor, rows: np.ndarray) -> None:
+    def _sample_(self, engine: Any, x: Tensor, rows: np.ndarray) -> None:
         """Sample the next token of `rows` from the hidden x (S,C)."""
         if not rows.size:
             return
         whole = self._index(np.resize(rows, padded(len(rows))))  # repeats rows up to a full multiple
-        scores = logits(self.weights.rows(whole), x[whole])[: len(rows), : len(self.decoding.stops.can_end)]
+        scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : len(self.decoding.stops.can_end)]
         counter = self.counter[rows]
         counter[:, 0] += self.num_written[rows]
         tokens = sample(scores, self.decoding.sampling, self._index(counter))

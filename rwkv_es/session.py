@@ -64,7 +64,7 @@ def open_session(config: Config) -> Session:
         task,
         task.template if config.template == "auto" else config.template,
         config.max_new or task.max_new,
-        Decoding(make_stops(tokenizer, task.stop), sampling, config.slots),
+        Decoding(make_stops(tokenizer, task.stop), sampling, config.slots, config.engine, torch.get_num_threads()),
     )
 
 

@@ -7,7 +7,8 @@ import reference
 import torch
 from checkpoints import random_params
 
-from rwkv_es import checkpoint
+from rwkv_es import checkpoint, fused
+from rwkv_es import model as torch_engine
 from rwkv_es.model import (
     Model,
     Weights,
@@ -42,12 +43,13 @@ def random_tokens(rows, length, n_vocab, seed=0):
     return torch.randint(0, n_vocab, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def decode(model, tokens, weights=None):
+def decode(model, tokens, weights=None, engine=torch_engine):
     """Read tokens (S,T) one by one; return the logits (S,T,V)."""
     weights = weights or Weights(model.params)
     state = new_state(model, len(tokens))
     reset_rows_(state, weights, torch.arange(len(tokens)))
-    return torch.stack([logits(weights, forward(weights, model.arch, column, state)) for column in tokens.T], 1)
+    ticks = (engine.logits(weights, engine.forward(weights, model.arch, column, state)) for column in tokens.T)
+    return torch.stack(list(ticks), 1)
 
 
 @pytest.mark.filterwarnings("ignore")  # the package's own
@@ -59,14 +61,16 @@ def test_logits_equal_the_rwkv_package(tmp_path, n_layer, n_embd, n_vocab):
 
     model = make_model(tmp_path, n_layer, n_embd, n_vocab)
     client = RWKV_x070(str(tmp_path / "model"), "cpu fp32")
-    tokens = random_tokens(4, 24, n_vocab)
-    ours = decode(model, tokens)
+    tokens = random_tokens(8, 24, n_vocab)
+    with fused.running(model, None, 1) as engine:
+        by_engine = [decode(model, tokens), decode(model, tokens, engine=engine)]
     for row in range(4):
         state = None
         for t, token in enumerate(tokens[row].tolist()):
             theirs, state = client.forward([token], state)
-            # fp32 over two orders of summation: the package's own sequence mode differs by up to 4e-5 from its token mode
-            assert (ours[row, t] - theirs).abs().max() <= 5e-5
+            for ours in by_engine:
+                # fp32 over two orders of summation: the package's own two modes differ by up to 4e-5
+                assert (ours[row, t] - theirs).abs().max() <= 5e-5
 
 
 def test_logits_equal_float64_numpy(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from rwkv_es.task import load_task
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 import pretrain_tiny  # noqa: E402
 from rwkv7_sequence import forward, init_params, wkv_chunked  # noqa: E402

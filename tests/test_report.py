@@ -78,10 +78,15 @@ def test_series_leaves_out_what_is_not_a_number():
 
 
 def test_a_curve_rises_where_the_values_rise():
-    assert curve([0.0, 1.0, 2.0, 3.0], height=2).splitlines() == [
+    assert curve([0.0, 1.0, 2.0, 3.0], width=7, height=2).splitlines() == [
         "   3.000 │  ▃█",
         "   0.000 │▁▆██",
     ]
+
+
+def test_a_short_curve_is_widened_evenly():
+    assert curve([0.0, 1.0], width=5, height=1) == "   1.000 │▁▁██"
+    assert curve([0.0, 1.0], height=1) == "   1.000 │▁▁▁▁████"
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end():
@@ -95,4 +100,4 @@ def test_nothing_to_draw_is_said(values):
 
 
 def test_a_flat_curve_is_flat():
-    assert curve([0.5, 0.5], height=1) == "   0.500 │▁▁"
+    assert curve([0.5, 0.5], height=1) == "   0.500 │▁▁▁▁▁▁▁▁"

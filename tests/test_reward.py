@@ -165,6 +165,10 @@ def test_results_come_in_the_order_of_the_texts_however_long_each_takes(task):
     assert score(task, texts, workers=2, timeout_s=5.0) == Scores([float(i) for i in range(60)], 0, 0, "")
 
 
+def test_the_time_limit_is_for_one_answer_and_not_for_a_batch(task):
+    assert score(task, ["sleep 0.1 1"] * 16) == Scores([1.0] * 16, 0, 0, "")
+
+
 def test_several_workers_share_the_work(task):
     pids: set[float | None] = set()
     with RewardPool(task, "", 2, 5.0, 1.0) as pool:
@@ -187,10 +191,9 @@ def test_too_large_a_share_of_failures_stops_the_run_with_the_first_traceback(ta
         at_the_limit = pool.score([Problem("q", "1")] * 16, ["throw", "1"] * 8)
         assert (at_the_limit.errors, sum(at_the_limit.rewards)) == (8, 8.0)
         with pytest.raises(RewardError, match=r"failed on 9 of 16 answers, 0 .* limit is 50%(.|\n)*'what was thrown'"):
-            pool.score([Problem("q", "1")] * 16, ["1"] * 7 + ["throw", *["nan"] * 8])
-        few = pool.score([Problem("q", "1")] * 15, ["throw"] * 15)
-        assert few.errors == 15
-        assert pool.score([Problem("q", "1")], ["0.5"]).rewards == [0.5]  # the pool is usable after it
+            pool.score([Problem("q", "1")] * 16, ["throw", *["nan"] * 8, *["sleep 0.1 0.25"] * 7])
+        assert pool.score([Problem("q", "1")], ["0.5"]).rewards == [0.5]  # and no late answer to what was given up
+        assert pool.score([Problem("q", "1")] * 15, ["throw"] * 15).errors == 15
 
 
 def test_hopeless_hanging_is_given_up_early(task):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_es.task import TEMPLATES, Task, list_tasks, load_task, opening
+from rwkv_es.task import TEMPLATES, Problem, Task, list_tasks, load_task, opening
 
 DATA = Path(os.environ.get("RWKV_ES_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 NEEDS_DATA = {"gsm8k": "gsm8k"}  # task -> its folder in the shared data
@@ -91,6 +91,22 @@ def test_the_splits_are_disjoint(task):
 def test_the_first_items_of_a_split_differ_from_each_other(task):
     prompts = [problem.prompt for problem in task.problems("train")[:NUM_CHECKED]]
     assert len(set(prompts)) > 0.9 * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("7 3 1 4", 1.0),
+        (" 7 3  1 4\n", 1.0),
+        ("7 3 1", 0.75),
+        ("7 3 4 1", 0.5),
+        ("7 3 1 4 1", 0.8),
+        ("3 1 4", 0.0),
+        ("7314", 0.0),
+    ],
+)
+def test_copy_pays_the_right_start(text, reward):
+    assert load_task("copy").reward(Problem("7 3 1 4:", "7 3 1 4"), text) == reward
 
 
 @pytest.mark.parametrize("name", sorted(list_tasks()))

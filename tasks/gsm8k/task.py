@@ -17,7 +17,7 @@ HUB_NAME = "openai/gsm8k"
 MAX_DIGITS = 50
 _DIGITS = r"([0-9][0-9,]*(?:\.[0-9]+)?|(?<![.\w])\.[0-9]+)"
 _NUMBER = re.compile(_DIGITS)
-_MARKED = re.compile(r"####([\s*$+−-]{0,20})" + _DIGITS)  # bounded: an unbounded run makes hostile text slow
+_MARKED = re.compile(r"####([\s*$+−-]*)" + _DIGITS)
 
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:

@@ -1,0 +1,254 @@
+"""The CPU engine: `model.forward` by fused kernels around plain matrix products, rows in blocks that fit the cache."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.layout import Arch, Params
+from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, logits, new_state
+
+try:
+    from rwkv_es import cpu_kernels as kernels
+except ImportError:  # numba is missing or does not fit the installed numpy
+    kernels = None  # type: ignore[assignment]
+
+ROWS_PER_BLOCK = 128  # measured: the activations of a block stay in the second-level cache
+_FEWEST_ROWS = 32  # for a thread of its own
+_SLOW_START_S = 1.0
+
+
+class Layer(NamedTuple):
+    """A layer's parameters in the kernels' order."""
+
+    vectors: Any  # kernels.LayerVectors
+    matrices: tuple[Any, ...]  # views as (in,out), in the order of kernels.MATRICES; None: not used
+
+
+class Perturbation(NamedTuple):
+    """A layer's factors of all directions (see `cpu_kernels.LayerNoise`)."""
+
+    block: np.ndarray
+    place: np.ndarray
+    scale: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """A thread's buffers for one block of R rows."""
+
+    mixed: Tensor  # (6,R,C)
+    products: Tensor  # (7,R,C)
+    halves: tuple[Tensor, ...]  # between the low-rank pairs w a v g: (R,rank) each
+    hidden: Tensor  # (R,F)
+    v_first: np.ndarray  # (R,C)
+    coefficient: np.ndarray  # (R,NUM_MATRICES,r)
+
+    def rows(self, count: int) -> "Scratch":
+        """Return the buffers for fewer rows, contiguous: numba compiles other code, with other bits, for strides."""
+        c = self.mixed.shape[2]
+        return Scratch(
+            self.mixed.flatten()[: 6 * count * c].view(6, count, c),
+            self.products.flatten()[: 7 * count * c].view(7, count, c),
+            tuple(half[:count] for half in self.halves),
+            self.hidden[:count],
+            self.v_first[:count],
+            self.coefficient[:count],
+        )
+
+
+def is_able(model: Model, factors: Factors | None) -> bool:
+    """Say whether this engine can run a model under these perturbations."""
+    like = model.params["emb.weight"]
+    if kernels is None or like.device.type != "cpu" or like.dtype != torch.float32:
+        return False
+    outside = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
+    targets = factors.scale if factors else ()
+    return all(name in outside or name.endswith(("time_state", *kernels.MATRICES)) for name in targets)
+
+
+class Rows(NamedTuple):
+    """Some rows and all that belongs to them, as arrays over the same memory as the tensors."""
+
+    x: Tensor  # (S,C), in place
+    att_shift: np.ndarray  # (L,S,C)
+    wkv: np.ndarray  # (L,S,H,K_h,K_h)
+    ffn_shift: np.ndarray  # (L,S,C)
+    direction: np.ndarray  # (S,)
+    sign: np.ndarray  # (S,)
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """Return views of rows start..stop-1."""
+        att_shift, wkv, ffn_shift = (array[:, start:stop] for array in (self.att_shift, self.wkv, self.ffn_shift))
+        return Rows(self.x[start:stop], att_shift, wkv, ffn_shift, self.direction[start:stop], self.sign[start:stop])
+
+
+class FusedEngine:
+    """`model.forward` and `model.logits` for one set of factors, with the same results up to rounding.
+
+    Rows are shared out to threads. Made by `running`.
+    """
+
+    def __init__(self, model: Model, factors: Factors | None, num_threads: int) -> None:
+        self.model = model
+        self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
+        self.noise = [_pack(factors, i) for i in range(model.arch.n_layer)]
+        rank = max(noise.block.shape[1] for noise in self.noise)
+        self.scratch = [_scratch(model, rank) for _ in range(num_threads)]
+        self.threads = ThreadPoolExecutor(num_threads)
+
+    def forward(self, weights: Weights, _: Arch, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state is updated in place."""
+        x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
+        rows = _rows(x, weights, state)
+        self._share_out(lambda start, stop, scratch: self._run_(rows.part(start, stop), scratch), len(x))
+        return layer_norm(weights, x, "ln_out")
+
+    def logits(self, weights: Weights, x: Tensor) -> Tensor:
+        """Apply the LM head: x (S,C) -> (S,V)."""
+        parts = self._share_out(lambda start, stop, _: logits(weights.rows(slice(start, stop)), x[start:stop]), len(x))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from numba's cache: run them on rows that nobody looks at."""
+        arch = self.model.arch
+        state = new_state(self.model, ROW_MULTIPLE)
+        tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
+        self.forward(Weights(self.model.params), arch, tokens, state)
+
+    def _share_out(self, work: Callable[[int, int, Scratch], Any], num_rows: int) -> list[Any]:
+        """Let the threads work on contiguous shares of the rows, each a multiple of 8: no row's bits change."""
+        per_thread = -(-num_rows // (ROW_MULTIPLE * len(self.scratch))) * ROW_MULTIPLE
+        per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
+        shares = [(start, min(start + per_thread, num_rows)) for start in range(0, num_rows, per_thread)]
+        jobs = [(*share, scratch) for share, scratch in zip(shares, self.scratch)]
+        if len(jobs) == 1:
+            return [work(*jobs[0])]
+        return [future.result() for future in [self.threads.submit(work, *job) for job in jobs]]
+
+    def _run_(self, rows: Rows, scratch: Scratch) -> None:
+        for start in range(0, len(rows.x), ROWS_PER_BLOCK):
+            block = rows.part(start, min(start + ROWS_PER_BLOCK, len(rows.x)))
+            views = scratch.rows(len(block.x))
+            for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
+                seen = kernels.LayerNoise(*noise, block.direction, block.sign, views.coefficient)
+                _time_mix_(layer, seen, block, views, i)
+                _channel_mix_(layer, seen, block, views, i)
+
+
+def _time_mix_(layer: Layer, noise: Any, rows: Rows, scratch: Scratch, i: int) -> None:
+    """Add a layer's time mix to rows.x, all but the output matrix's perturbation."""
+    mixed, products, halves = scratch.mixed, scratch.products, scratch.halves
+    work = kernels.Work(mixed.numpy(), products.numpy(), scratch.v_first)
+    kernels.norm_and_mix(rows.x.numpy(), rows.att_shift[i], layer.vectors, work.mixed, noise)
+    matrices = layer.matrices
+    for j, matrix in enumerate(matrices[kernels.R : kernels.OUT]):
+        torch.mm(mixed[j], matrix, out=products[j])
+    for half, operand, matrix in zip(halves, (3, 4, 2, 5), matrices[kernels.W1 : kernels.W2]):
+        if matrix is not None:
+            torch.mm(mixed[operand], matrix, out=half)
+    w, a, v, g = (half.numpy() for half in halves)
+    kernels.activate_pairs(w, a, v, g, noise)
+    for j, (half, matrix) in enumerate(zip(halves, matrices[kernels.W2 : kernels.FFN_KEY])):
+        if matrix is not None:
+            torch.mm(half, matrix, out=products[3 + j])
+    kernels.update_state(rows.wkv[i], work, layer.vectors, i == 0, noise)
+    torch.addmm(rows.x, mixed[0], matrices[kernels.OUT], out=rows.x)
+
+
+def _channel_mix_(layer: Layer, noise: Any, rows: Rows, scratch: Scratch, i: int) -> None:
+    """Add the output matrix's perturbation and the channel mix to rows.x."""
+    x, mixed = rows.x.numpy(), scratch.mixed[0]
+    kernels.norm_and_shift(x, rows.ffn_shift[i], layer.vectors, mixed.numpy(), noise)
+    torch.mm(mixed, layer.matrices[kernels.FFN_KEY], out=scratch.hidden)
+    kernels.square_relu(scratch.hidden.numpy(), noise)
+    torch.addmm(rows.x, scratch.hidden, layer.matrices[kernels.FFN_VALUE], out=rows.x)
+    kernels.add_ffn_value(x, noise)
+
+
+def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
+    if weights.direction is None or weights.sign is None:
+        direction, sign = np.zeros(len(x), np.int64), np.zeros(len(x), np.float32)
+    else:
+        direction, sign = weights.direction.numpy(), weights.sign.numpy()
+    return Rows(x, state.att_shift.numpy(), state.wkv.numpy(), state.ffn_shift.numpy(), direction, sign)
+
+
+def _layer(params: Params, i: int) -> Layer:
+    block = f"blocks.{i}."
+
+    def rows(*names: str) -> np.ndarray:
+        return torch.stack([params[block + name].flatten() for name in names]).numpy()
+
+    value_mix = "att.v0" if i else "att.a0"  # layer 0 has no value mix: anything of that shape
+    norms = rows("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias").reshape(2, 2, -1)
+    vectors = rows("att.w0", "att.a0", value_mix, "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias")
+    unused = ("att.v1", "att.v2") if i == 0 else ()
+    matrices = (None if name in unused else params[block + name] for name in kernels.MATRICES)
+    turned = (m.t() if m is not None and name.endswith(".weight") else m for m, name in zip(matrices, kernels.MATRICES))
+    mixes, ffn_mix = rows(*(f"att.x_{c}" for c in "rkvwag")), rows("ffn.x_k")[0]
+    return Layer(kernels.LayerVectors(norms, mixes, vectors, ffn_mix), tuple(turned))
+
+
+def _pack(factors: Factors | None, i: int) -> Perturbation:
+    """Lay a layer's factors side by side, input side before output side, in the order of the matrices."""
+    place = np.full(2 * kernels.NUM_MATRICES, -1, np.int64)
+    scale = np.zeros(kernels.NUM_MATRICES, np.float32)
+    sides: list[Tensor] = []
+    width = 0
+    for m, matrix in enumerate(kernels.MATRICES):
+        name = f"blocks.{i}.{matrix}"
+        if factors is None or name not in factors.scale:
+            continue
+        pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
+        scale[m], place[m], place[kernels.NUM_MATRICES + m] = factors.scale[name], width, width + pair[0].shape[1]
+        sides += [side.mT for side in pair]  # (D,r,i), (D,r,o)
+        width += pair[0].shape[1] + pair[1].shape[1]
+    block = torch.cat(sides, 2).contiguous().numpy() if sides else np.zeros((1, 0, 0), np.float32)
+    return Perturbation(block, place, scale)
+
+
+def _scratch(model: Model, rank: int) -> Scratch:
+    rows, c, f = ROWS_PER_BLOCK, model.arch.n_embd, model.arch.n_ffn
+    pairs = [model.params.get(f"blocks.{model.arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]
+    ranks = [pair.shape[1] if pair is not None else model.arch.rank_a for pair in pairs]
+    return Scratch(
+        torch.empty(6, rows, c),
+        torch.empty(7, rows, c),
+        tuple(torch.empty(rows, r) for r in ranks),
+        torch.empty(rows, f),
+        np.empty((rows, c), np.float32),
+        np.zeros((rows, kernels.NUM_MATRICES, rank), np.float32),
+    )
+
+
+@contextmanager
+def running(model: Model, factors: Factors | None, num_threads: int) -> Iterator[FusedEngine]:
+    """Start the engine; meanwhile torch itself has one thread, since its own would wait for work spinning."""
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    engine = FusedEngine(model, factors, num_threads)
+    try:
+        with announced_compilation():
+            engine.warm_up()
+        yield engine
+    finally:
+        engine.threads.shutdown()
+        torch.set_num_threads(torch_threads)
+
+
+@contextmanager
+def announced_compilation() -> Iterator[None]:
+    """Say on stderr what is happening when the kernels' first call takes long: they are compiled, once per machine."""
+    text = "rwkv-es: compiling the CPU kernels, once on this machine; this takes some ten seconds ..."
+    timer = threading.Timer(_SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
