@@ -86,9 +86,7 @@ def _run(verb: str, argv: Sequence[str]) -> None:
 def _verb(verb: str) -> Callable[[Config], Any]:
     """Import a verb's function: torch comes in here and not before."""
     if verb == "train":
-        from rwkv_es.train import train
-
-        return train
+        return _train
     if verb == "export":
         from rwkv_es.export import export
 
@@ -96,6 +94,18 @@ def _verb(verb: str) -> Callable[[Config], Any]:
     from rwkv_es.evaluate import evaluate, generate
 
     return evaluate if verb == "eval" else generate
+
+
+def _train(config: Config) -> None:
+    """Train; leave the best weights, exported, and a report in the run folder."""
+    from rwkv_es.export import export
+    from rwkv_es.report import write_report
+    from rwkv_es.train import train
+
+    folder = train(config)
+    if config.steps:
+        export(Config(run=str(folder)))
+    print(f"wrote {write_report(folder)}")
 
 
 def _resolved(config: Config) -> str:

@@ -248,10 +248,11 @@ def rows_differ(model: Model, num_rows: int) -> list[str]:
 
 
 def _rows_are_equal(weight: Tensor, num_rows: int) -> bool:
-    """Compare each row of a product (num_rows,i) @ (i,o) with the same row in a product of 8 rows."""
+    """Compare the first, middle and last 8 rows of a product (num_rows,i) @ (i,o) with products of 8 rows."""
+    weight = weight[:4096]  # a sample of a large head's outputs
     x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(weight.dtype)
     x = x.reshape(num_rows, -1)
     whole = functional.linear(x, weight)
-    return all(
-        torch.equal(functional.linear(x[i : i + 8], weight), whole[i : i + 8]) for i in range(0, num_rows, ROW_MULTIPLE)
-    )
+    starts = {0, num_rows // 2 // ROW_MULTIPLE * ROW_MULTIPLE, num_rows - ROW_MULTIPLE}
+    blocks = [slice(start, start + ROW_MULTIPLE) for start in starts]
+    return all(torch.equal(functional.linear(x[block], weight), whole[block]) for block in blocks)

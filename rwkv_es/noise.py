@@ -13,10 +13,16 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rwkv_es.errors import ConfigError
+
+try:
+    from rwkv_es.philox_kernels import fill_from_table
+except ImportError:  # numba is missing or does not fit the installed numpy
+    fill_from_table = None  # type: ignore[assignment]
 
 _MASK = 0xFFFFFFFF
 _BYTES_PER_BLOCK = 16
@@ -146,15 +152,26 @@ class StepNoise(NamedTuple):
 
     def _values(self, name: str, directions: Tensor, count: int) -> Tensor:
         """Return (D, count) table values; value v is byte v % 16 (lowest first) of the block v // 16."""
-        num_blocks = -(-count // _BYTES_PER_BLOCK)
-        counter = directions.new_zeros(len(directions), num_blocks, 4)
-        counter[..., 0] = torch.arange(num_blocks, device=directions.device)
-        counter[..., 1] = directions[:, None]
-        counter[..., 2] = self.step
-        words = philox(counter, hash_key("perturbation", self.seed, name))  # (D, blocks, 4)
-        shifts = torch.arange(0, 32, 8, device=directions.device)
-        table_index = (words[..., None] >> shifts) & 255  # (D, blocks, 4, 4)
-        return normal_table(directions.device)[table_index.reshape(len(directions), -1)[:, :count]]
+        key = hash_key("perturbation", self.seed, name)
+        if fill_from_table is not None and directions.device.type == "cpu":
+            values = torch.empty(len(directions), count)
+            arrays = (values.numpy(), directions.numpy(), self.step, np.array(key, np.uint64), normal_table().numpy())
+            fill_from_table(*arrays)
+            return values
+        return table_values(directions, self.step, key, count)
+
+
+def table_values(directions: Tensor, step: int, key: tuple[int, int], count: int) -> Tensor:
+    """Return (D, count) table values for directions (D,), on their device: plain torch operations."""
+    num_blocks = -(-count // _BYTES_PER_BLOCK)
+    counter = directions.new_zeros(len(directions), num_blocks, 4)
+    counter[..., 0] = torch.arange(num_blocks, device=directions.device)
+    counter[..., 1] = directions[:, None]
+    counter[..., 2] = step
+    words = philox(counter, key)  # (D, blocks, 4)
+    shifts = torch.arange(0, 32, 8, device=directions.device)
+    table_index = (words[..., None] >> shifts) & 255  # (D, blocks, 4, 4)
+    return normal_table(directions.device)[table_index.reshape(len(directions), -1)[:, :count]]
 
 
 class Noise(NamedTuple):

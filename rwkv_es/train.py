@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_es.config import Config, to_dict
+from rwkv_es.config import Config, run_folder, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.fitness import shape
 from rwkv_es.ledger import Ledger, Step
@@ -178,9 +178,3 @@ def keep_(run: Run, num_steps: int) -> None:
     best_score = score if score is not None and run.ledger.is_best(score) else None
     if best_score is not None or is_last or num_steps % config.snapshot_every == 0:
         run.ledger.save_snapshot(num_steps, run.updater.weights(), run.updater.state(), best_score)
-
-
-def run_folder(config: Config) -> Path:
-    """Return the folder that the run is kept in."""
-    task, model = Path(config.task).stem, Path(config.model).stem
-    return Path(config.run or f"runs/{task}-{model}-seed{config.seed}")

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -157,13 +158,22 @@ def checksum(params: Params) -> str:
     """Return 16 hex digits that change with any bit of any tensor, and with the tensors' names and order."""
     digest = hashlib.sha256()
     for name, tensor in params.items():
-        flat = tensor.detach().contiguous().flatten()
-        bits = flat.view(torch.int32 if flat.element_size() == 4 else torch.int16)
-        sums = [_position_weighted_sum(chunk) for chunk in bits.split(_ENTRIES_PER_CHUNK)]
-        digest.update(f"{name} {tensor.dtype} {torch.stack(sums).tolist()}".encode())
+        data = tensor.detach().contiguous().flatten().view(torch.uint8)
+        data = data if data.storage_offset() % 8 == 0 else data.clone()
+        tail = len(data) % 8
+        words = data[: len(data) - tail].view(torch.int64)
+        sums = [_position_weighted_sum(chunk) for chunk in words.split(_ENTRIES_PER_CHUNK)]
+        digest.update(
+            f"{name} {tensor.dtype} {torch.stack(sums).tolist()} {data[len(data) - tail :].tolist()}".encode()
+        )
     return digest.hexdigest()[:16]
 
 
-def _position_weighted_sum(bits: Tensor) -> Tensor:
-    """Sum integers times odd weights that differ by position, modulo 2**64: (n,) -> () int64."""
-    return (bits.long() * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
+def _position_weighted_sum(words: Tensor) -> Tensor:
+    """Sum integers times odd weights that differ by position, modulo 2**64: (n,) int64 -> () int64."""
+    return (words * _odd_numbers(words.device)[: len(words)]).sum()
+
+
+@lru_cache(maxsize=2)
+def _odd_numbers(device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * _ENTRIES_PER_CHUNK, 2, device=device)

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import types
+from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,10 +20,16 @@ from rwkv_es.errors import CheckpointError
 def ran(monkeypatch):
     """Replace the verbs by ones that note the config they are given."""
     seen = {}
-    for module, names in {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"]}.items():
+
+    def note(name, config):
+        seen[name] = config
+        return Path("the-run")
+
+    verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "report": ["write_report"]}
+    for module, names in verbs.items():
         stub = types.ModuleType(f"rwkv_es.{module}")
         for name in names:
-            setattr(stub, name, lambda config, name=name: seen.update({name: config}))
+            setattr(stub, name, partial(note, name))
         monkeypatch.setitem(sys.modules, stub.__name__, stub)
     return seen
 
@@ -52,7 +60,15 @@ def complaint(capsys, argv):
 def test_flags_reach_the_verb_converted(ran):
     assert main(["train", "--steps", "3", "--lr=1e-2", "--targets", "matrices=1,head.weight=10", "--sigma-decay"]) == 0
     wanted = Config(steps=3, lr=0.01, targets={"matrices": 1.0, "head.weight": 10.0}, sigma_decay=True)
-    assert ran == {"train": wanted}
+    assert ran["train"] == wanted
+
+
+def test_training_leaves_the_best_weights_exported_and_a_report(ran):
+    assert main(["train", "--steps", "3"]) == 0
+    assert ran == {"train": Config(steps=3), "export": Config(run="the-run"), "write_report": Path("the-run")}
+    ran.clear()
+    assert main(["train", "--steps", "0"]) == 0
+    assert "export" not in ran
 
 
 def test_a_files_spelling_of_a_flag_is_understood_but_values_are_left_alone(ran):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from rwkv_es import noise as noise_module
 from rwkv_es.errors import ConfigError
-from rwkv_es.noise import Noise, hash_key, normal_table, philox, select, sign, uniform
+from rwkv_es.noise import Noise, hash_key, normal_table, philox, select, sign, table_values, uniform
 
 SHAPES = {
     "emb.weight": (64, 128),
@@ -85,6 +86,16 @@ def test_a_direction_is_the_same_in_any_chunk(name):
     a, b = noise.factors(name, torch.arange(10))
     part_a, part_b = noise.factors(name, torch.tensor([7, 2]))
     assert torch.equal(a[[7, 2]], part_a) and torch.equal(b[[7, 2]], part_b)
+
+
+@pytest.mark.parametrize("count", [1, 16, 127, 128, 1000])
+def test_the_cpu_kernel_gives_the_bits_of_the_torch_operations(count):
+    directions = torch.tensor([0, 3, 2**31 + 7])
+    noise = Noise(5, select({"head.weight": (count, 1)}, {"*": 1.0}, 1)).at(2**20, 0.1)
+    fast = torch.cat([part.flatten(1) for part in noise.factors("head.weight", directions)], 1)
+    plain = table_values(directions, 2**20, hash_key("perturbation", 5, "head.weight"), count + 1)
+    assert noise_module.fill_from_table is not None
+    assert torch.equal(fast, plain)
 
 
 def test_seeds_steps_directions_and_tensors_share_nothing():

@@ -18,15 +18,16 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text, self.points = [], "", []
+        self.tags, self.text, self.points, self.bands = [], "", [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.tags.append(tag)
         assert not {"src", "href"} & values.keys()
-        if tag == "polyline":
-            self.points.append([tuple(map(float, point.split(","))) for point in values["points"].split()])
+        if "points" in values:
+            points = [tuple(map(float, point.split(","))) for point in values["points"].split()]
+            (self.bands if tag == "polygon" else self.points).append(points)
 
     def handle_data(self, data):
         self.text += data
@@ -50,7 +51,7 @@ def test_the_page_shows_curves_last_metrics_and_samples_and_escapes_every_text(t
     assert path.name == "report.html"
     assert not {"script", "b", "img", "link"} & set(page.tags)
     assert page.text.count(EVIL) == 3
-    assert "copy & paste · <run>" in page.text
+    assert page.text.count("copy & paste · <run>") == 2
     assert "reward missing" in page.text
     assert "held_out_accuracy0.75" in page.text
     assert [len(points) for points in page.points] == [5, 2]
@@ -58,7 +59,9 @@ def test_the_page_shows_curves_last_metrics_and_samples_and_escapes_every_text(t
     assert all(after[0] > before[0] and after[1] < before[1] for before, after in pairwise(rising))
     assert accuracy[0][0] == rising[0][0]
     assert accuracy[1][0] == rising[-1][0]
-    assert page.tags.count("polygon") == 1
+    (band,) = page.bands
+    assert [x for x, _ in band] == [x for x, _ in rising] + [x for x, _ in rising[::-1]]
+    assert all(over[1] < middle[1] < under[1] for over, middle, under in zip(band, rising, band[::-1]))
 
 
 def test_a_run_that_has_just_begun_or_is_not_finite_has_a_page(tmp_path):
