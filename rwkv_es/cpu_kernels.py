@@ -17,13 +17,14 @@ MATRICES = (
     *("ffn.key.weight", "ffn.value.weight"),
 )
 NUM_MATRICES = len(MATRICES)
+K_H = 64  # head size: a constant, so that loops over a head are unrolled into vectors
 R, K, V, OUT, W1, A1, V1, G1, W2, A2, V2, G2, FFN_KEY, FFN_VALUE = range(NUM_MATRICES)
 
 
 class LayerNoise(NamedTuple):
     """A layer's perturbations, as its kernels read them."""
 
-    block: np.ndarray  # (D,r,width): every direction's factors, side by side in order of use
+    block: np.ndarray  # (D,r,width) uint16: every direction's factors, side by side in order of use, as bf16 bits
     place: np.ndarray  # (2*NUM_MATRICES,): where matrix m's input side starts, then the output sides; -1: no target
     scale: np.ndarray  # (NUM_MATRICES,): sigma * multiplier / sqrt(r)
     direction: np.ndarray  # (S,) int64: each row's place in the block
@@ -78,29 +79,38 @@ def _sigmoid(x):
 
 
 @_inline
+def _value(bits):
+    """Return the number of a bf16's bits: exactly the factor, at half of its memory traffic."""
+    return np.uint32(np.uint32(bits) << 16).view(np.float32)
+
+
+@_inline
 def _take(x, noise, s, matrix):
     """Take the input side of a perturbation: coefficient = scale * <x, factor>, for every rank."""
     place = noise.place[matrix]
     if place < 0:
         return
     scale = noise.scale[matrix] * noise.sign[s]
-    side = noise.block[noise.direction[s]]
-    blocked = side.shape[0] // 4 * 4
+    sides, end = noise.block[noise.direction[s]], place + len(x)
+    blocked = len(sides) // 4 * 4
     for q in range(0, blocked, 4):  # four ranks for one reading of x
+        f0, f1 = sides[q][place:end], sides[q + 1][place:end]
+        f2, f3 = sides[q + 2][place:end], sides[q + 3][place:end]
         t0 = t1 = t2 = t3 = np.float32(0)
         for c in range(len(x)):
-            t0 += x[c] * side[q, place + c]
-            t1 += x[c] * side[q + 1, place + c]
-            t2 += x[c] * side[q + 2, place + c]
-            t3 += x[c] * side[q + 3, place + c]
+            t0 += x[c] * _value(f0[c])
+            t1 += x[c] * _value(f1[c])
+            t2 += x[c] * _value(f2[c])
+            t3 += x[c] * _value(f3[c])
         noise.coefficient[s, matrix, q] = t0 * scale
         noise.coefficient[s, matrix, q + 1] = t1 * scale
         noise.coefficient[s, matrix, q + 2] = t2 * scale
         noise.coefficient[s, matrix, q + 3] = t3 * scale
-    for q in range(blocked, side.shape[0]):
+    for q in range(blocked, len(sides)):
+        side = sides[q][place:end]
         total = np.float32(0)
         for c in range(len(x)):
-            total += x[c] * side[q, place + c]
+            total += x[c] * _value(side[c])
         noise.coefficient[s, matrix, q] = total * scale
 
 
@@ -110,22 +120,19 @@ def _add(y, noise, s, matrix):
     place = noise.place[NUM_MATRICES + matrix]
     if place < 0:
         return
-    side = noise.block[noise.direction[s]]
+    sides, end = noise.block[noise.direction[s]], place + len(y)
     weight = noise.coefficient[s, matrix]
-    blocked = side.shape[0] // 4 * 4
+    blocked = len(sides) // 4 * 4
     for q in range(0, blocked, 4):  # four ranks for one pass over y
+        f0, f1 = sides[q][place:end], sides[q + 1][place:end]
+        f2, f3 = sides[q + 2][place:end], sides[q + 3][place:end]
         w0, w1, w2, w3 = weight[q], weight[q + 1], weight[q + 2], weight[q + 3]
         for c in range(len(y)):
-            y[c] += (
-                w0 * side[q, place + c]
-                + w1 * side[q + 1, place + c]
-                + w2 * side[q + 2, place + c]
-                + w3 * side[q + 3, place + c]
-            )
-    for q in range(blocked, side.shape[0]):
-        w0 = weight[q]
+            y[c] += w0 * _value(f0[c]) + w1 * _value(f1[c]) + w2 * _value(f2[c]) + w3 * _value(f3[c])
+    for q in range(blocked, len(sides)):
+        side, w0 = sides[q][place:end], weight[q]
         for c in range(len(y)):
-            y[c] += w0 * side[q, place + c]
+            y[c] += w0 * _value(side[c])
 
 
 @_inline
@@ -214,29 +221,48 @@ def _finish_vectors(s, work, layer, is_first, noise):
 
 
 @_inline
-def _update_head(state, work, s, p, q):
-    """Renew one head's state (K_h,K_h) of row s in place and read it into mixed[0]; the head is columns p..q-1."""
-    y, kk = work.mixed[0, s, p:q], work.mixed[1, s, p:q]
-    r, k, v = work.products[0, s, p:q], work.products[1, s, p:q], work.products[2, s, p:q]
-    w, a = work.products[3, s, p:q], work.products[4, s, p:q]
-    size = len(r)
+def _gather_head(parts, head):
+    """Copy what the state update of a head reads, (K_h,) each, into one place: head (5*K_h,).
+
+    Its parts are r, w, k, a * kk and kk, the removal key being normalised. One place and the flat state are all
+    that the loops of `_update_head` touch: the compiler then sees at once that nothing overlaps.
+    """
+    r, w, k, a, kk = parts
     square = np.float32(0)
-    for j in range(size):
+    for j in range(K_H):
         square += kk[j] * kk[j]
     inverse = _ONE / max(np.sqrt(square), np.float32(1e-12))
-    for j in range(size):
-        kk[j] *= inverse
-        a[j] *= kk[j]
-    for i in range(size):
-        removed = np.float32(0)
-        for j in range(size):
-            removed += state[i, j] * kk[j]
-        total = np.float32(0)
-        for j in range(size):
-            renewed = state[i, j] * w[j] - removed * a[j] + v[i] * k[j]
-            state[i, j] = renewed
-            total += renewed * r[j]
-        y[i] = total
+    for j in range(K_H):
+        head[j] = r[j]
+    for j in range(K_H):
+        head[K_H + j] = w[j]
+    for j in range(K_H):
+        head[2 * K_H + j] = k[j]
+    for j in range(K_H):
+        head[3 * K_H + j] = a[j] * kk[j] * inverse
+    for j in range(K_H):
+        head[4 * K_H + j] = kk[j] * inverse
+
+
+@_inline
+def _update_head(state, head, v, y):
+    """Renew one head's state in place and read it: state (K_h*K_h,), head from `_gather_head`, v and y (K_h,)."""
+    for i in range(0, K_H, 2):  # two values for one reading of the keys; four were slower
+        at = i * K_H
+        t0 = t1 = np.float32(0)
+        for j in range(K_H):
+            t0 += state[at + j] * head[4 * K_H + j]
+            t1 += state[at + K_H + j] * head[4 * K_H + j]
+        v0, v1 = v[i], v[i + 1]
+        y0 = y1 = np.float32(0)
+        for j in range(K_H):
+            s0 = state[at + j] * head[K_H + j] - t0 * head[3 * K_H + j] + v0 * head[2 * K_H + j]
+            s1 = state[at + K_H + j] * head[K_H + j] - t1 * head[3 * K_H + j] + v1 * head[2 * K_H + j]
+            state[at + j] = s0
+            state[at + K_H + j] = s1
+            y0 += s0 * head[j]
+            y1 += s1 * head[j]
+        y[i], y[i + 1] = y0, y1
 
 
 @_inline
@@ -255,28 +281,37 @@ def _norm_head(y, weight, bias):
         y[j] = (y[j] - mean) * inverse * weight[j] + bias[j]
 
 
+@_inline
+def _mix_head(state, work, layer, head, place):
+    """Renew the state of row s, head h (place), read it, and finish its part of y in work.mixed[0]."""
+    s, h = place
+    p, q = h * K_H, (h + 1) * K_H  # one index, then a slice: numba keeps such views contiguous
+    r, k, v = work.products[0, s][p:q], work.products[1, s][p:q], work.products[2, s][p:q]
+    w, a, g = work.products[3, s][p:q], work.products[4, s][p:q], work.products[6, s][p:q]
+    y, kk, r_k = work.mixed[0, s][p:q], work.mixed[1, s][p:q], layer.vectors[5][p:q]
+    _gather_head((r, w, k, a, kk), head)
+    _update_head(state.reshape(K_H * K_H), head, v, y)
+    _norm_head(y, layer.vectors[6][p:q], layer.vectors[7][p:q])
+    bonus = np.float32(0)
+    for j in range(K_H):
+        bonus += r[j] * k[j] * r_k[j]
+    for j in range(K_H):
+        y[j] = (y[j] + bonus * v[j]) * g[j]
+
+
 @_kernel
 def update_state(state, work, layer, is_first, noise):
     """The state update, group norm, bonus and gate: work -> work.mixed[0] (S,C), ready for the output matrix.
 
     In place: state (S,H,K_h,K_h) is renewed, v_first set by the first layer.
     """
-    num_rows, num_heads, size = state.shape[:3]
-    r_k, weight, bias = layer.vectors[5], layer.vectors[6], layer.vectors[7]
+    num_rows, num_heads = state.shape[:2]
+    head = np.empty(5 * K_H, np.float32)
     for s in range(num_rows):
         _finish_vectors(s, work, layer, is_first, noise)
-        r, k, v, g = work.products[0, s], work.products[1, s], work.products[2, s], work.products[6, s]
-        y = work.mixed[0, s]
         for h in range(num_heads):
-            p, q = h * size, (h + 1) * size
-            _update_head(state[s, h], work, s, p, q)
-            _norm_head(y[p:q], weight[p:q], bias[p:q])
-            bonus = np.float32(0)
-            for c in range(p, q):
-                bonus += r[c] * k[c] * r_k[c]
-            for c in range(p, q):
-                y[c] = (y[c] + bonus * v[c]) * g[c]
-        _take(y, noise, s, OUT)
+            _mix_head(state[s, h], work, layer, head, (s, h))
+        _take(work.mixed[0, s], noise, s, OUT)
 
 
 @_kernel

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ try:
 except ImportError:  # numba is missing or does not fit the installed numpy
     kernels = None  # type: ignore[assignment]
 
-ROWS_PER_BLOCK = 128  # measured: the activations of a block stay in the second-level cache
+ROWS_PER_BLOCK = 256  # measured: smaller blocks pay more calls than they save in cache misses
 _FEWEST_ROWS = 32  # for a thread of its own
 _SLOW_START_S = 1.0
 
@@ -40,26 +41,16 @@ class Perturbation(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A thread's buffers for one block of R rows."""
+    """A thread's buffers for one block of R rows; every array lies over the memory of its tensor."""
 
-    mixed: Tensor  # (6,R,C)
-    products: Tensor  # (7,R,C)
-    halves: tuple[Tensor, ...]  # between the low-rank pairs w a v g: (R,rank) each
+    operands: tuple[Tensor, ...]  # (R,C) six times: r k v w a g; the first one later holds y
+    products: tuple[Tensor, ...]  # (R,C) seven times: r k v, then the pairs' w a v g
+    halves: tuple[Tensor, ...]  # between the pairs w a v g: (R,rank) each
     hidden: Tensor  # (R,F)
-    v_first: np.ndarray  # (R,C)
+    work: Any  # kernels.Work over operands and products
+    half_arrays: tuple[np.ndarray, ...]
+    hidden_array: np.ndarray
     coefficient: np.ndarray  # (R,NUM_MATRICES,r)
-
-    def rows(self, count: int) -> "Scratch":
-        """Return the buffers for fewer rows, contiguous: numba compiles other code, with other bits, for strides."""
-        c = self.mixed.shape[2]
-        return Scratch(
-            self.mixed.flatten()[: 6 * count * c].view(6, count, c),
-            self.products.flatten()[: 7 * count * c].view(7, count, c),
-            tuple(half[:count] for half in self.halves),
-            self.hidden[:count],
-            self.v_first[:count],
-            self.coefficient[:count],
-        )
 
 
 def is_able(model: Model, factors: Factors | None) -> bool:
@@ -121,7 +112,7 @@ class FusedEngine:
         tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
         self.forward(Weights(self.model.params), arch, tokens, state)
 
-    def _share_out(self, work: Callable[[int, int, Scratch], Any], num_rows: int) -> list[Any]:
+    def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], Any], num_rows: int) -> list[Any]:
         """Let the threads work on contiguous shares of the rows, each a multiple of 8: no row's bits change."""
         per_thread = -(-num_rows // (ROW_MULTIPLE * len(self.scratch))) * ROW_MULTIPLE
         per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
@@ -131,44 +122,41 @@ class FusedEngine:
             return [work(*jobs[0])]
         return [future.result() for future in [self.threads.submit(work, *job) for job in jobs]]
 
-    def _run_(self, rows: Rows, scratch: Scratch) -> None:
+    def _run_(self, rows: Rows, scratch: Callable[[int], Scratch]) -> None:
         for start in range(0, len(rows.x), ROWS_PER_BLOCK):
             block = rows.part(start, min(start + ROWS_PER_BLOCK, len(rows.x)))
-            views = scratch.rows(len(block.x))
+            buffers, x = scratch(len(block.x)), block.x.numpy()
             for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-                seen = kernels.LayerNoise(*noise, block.direction, block.sign, views.coefficient)
-                _time_mix_(layer, seen, block, views, i)
-                _channel_mix_(layer, seen, block, views, i)
+                seen = kernels.LayerNoise(*noise, block.direction, block.sign, buffers.coefficient)
+                kernels.norm_and_mix(x, block.att_shift[i], layer.vectors, buffers.work.mixed, seen)
+                _time_mix_(layer, seen, block, buffers, i)
+                kernels.norm_and_shift(x, block.ffn_shift[i], layer.vectors, buffers.work.mixed[0], seen)
+                _channel_mix_(layer, seen, block, buffers)
+                kernels.add_ffn_value(x, seen)
 
 
-def _time_mix_(layer: Layer, noise: Any, rows: Rows, scratch: Scratch, i: int) -> None:
+def _time_mix_(layer: Layer, noise: Any, rows: Rows, buffers: Scratch, i: int) -> None:
     """Add a layer's time mix to rows.x, all but the output matrix's perturbation."""
-    mixed, products, halves = scratch.mixed, scratch.products, scratch.halves
-    work = kernels.Work(mixed.numpy(), products.numpy(), scratch.v_first)
-    kernels.norm_and_mix(rows.x.numpy(), rows.att_shift[i], layer.vectors, work.mixed, noise)
-    matrices = layer.matrices
-    for j, matrix in enumerate(matrices[kernels.R : kernels.OUT]):
-        torch.mm(mixed[j], matrix, out=products[j])
-    for half, operand, matrix in zip(halves, (3, 4, 2, 5), matrices[kernels.W1 : kernels.W2]):
+    matrices, operands, products = layer.matrices, buffers.operands, buffers.products
+    for operand, matrix, product in zip(operands, matrices[kernels.R : kernels.OUT], products):
+        torch.mm(operand, matrix, out=product)
+    for j, matrix, half in zip((3, 4, 2, 5), matrices[kernels.W1 : kernels.W2], buffers.halves):
         if matrix is not None:
-            torch.mm(mixed[operand], matrix, out=half)
-    w, a, v, g = (half.numpy() for half in halves)
+            torch.mm(operands[j], matrix, out=half)
+    w, a, v, g = buffers.half_arrays
     kernels.activate_pairs(w, a, v, g, noise)
-    for j, (half, matrix) in enumerate(zip(halves, matrices[kernels.W2 : kernels.FFN_KEY])):
+    for half, matrix, product in zip(buffers.halves, matrices[kernels.W2 : kernels.FFN_KEY], products[3:]):
         if matrix is not None:
-            torch.mm(half, matrix, out=products[3 + j])
-    kernels.update_state(rows.wkv[i], work, layer.vectors, i == 0, noise)
-    torch.addmm(rows.x, mixed[0], matrices[kernels.OUT], out=rows.x)
+            torch.mm(half, matrix, out=product)
+    kernels.update_state(rows.wkv[i], buffers.work, layer.vectors, i == 0, noise)
+    torch.addmm(rows.x, operands[0], matrices[kernels.OUT], out=rows.x)
 
 
-def _channel_mix_(layer: Layer, noise: Any, rows: Rows, scratch: Scratch, i: int) -> None:
-    """Add the output matrix's perturbation and the channel mix to rows.x."""
-    x, mixed = rows.x.numpy(), scratch.mixed[0]
-    kernels.norm_and_shift(x, rows.ffn_shift[i], layer.vectors, mixed.numpy(), noise)
-    torch.mm(mixed, layer.matrices[kernels.FFN_KEY], out=scratch.hidden)
-    kernels.square_relu(scratch.hidden.numpy(), noise)
-    torch.addmm(rows.x, scratch.hidden, layer.matrices[kernels.FFN_VALUE], out=rows.x)
-    kernels.add_ffn_value(x, noise)
+def _channel_mix_(layer: Layer, noise: Any, rows: Rows, buffers: Scratch) -> None:
+    """Add the channel mix to rows.x, all but the value matrix's perturbation."""
+    torch.mm(buffers.operands[0], layer.matrices[kernels.FFN_KEY], out=buffers.hidden)
+    kernels.square_relu(buffers.hidden_array, noise)
+    torch.addmm(rows.x, buffers.hidden, layer.matrices[kernels.FFN_VALUE], out=rows.x)
 
 
 def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
@@ -209,22 +197,40 @@ def _pack(factors: Factors | None, i: int) -> Perturbation:
         scale[m], place[m], place[kernels.NUM_MATRICES + m] = factors.scale[name], width, width + pair[0].shape[1]
         sides += [side.mT for side in pair]  # (D,r,i), (D,r,o)
         width += pair[0].shape[1] + pair[1].shape[1]
-    block = torch.cat(sides, 2).contiguous().numpy() if sides else np.zeros((1, 0, 0), np.float32)
-    return Perturbation(block, place, scale)
+    if not sides:
+        return Perturbation(np.zeros((1, 0, 0), np.uint16), place, scale)
+    block = torch.cat([side.bfloat16() for side in sides], 2).contiguous()  # exact: see noise.normal_table
+    return Perturbation(block.view(torch.uint16).numpy(), place, scale)
 
 
-def _scratch(model: Model, rank: int) -> Scratch:
-    rows, c, f = ROWS_PER_BLOCK, model.arch.n_embd, model.arch.n_ffn
+def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
+    """Return a function from a number of rows to buffers for them, all in the same memory."""
+    c, f = model.arch.n_embd, model.arch.n_ffn
     pairs = [model.params.get(f"blocks.{model.arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]
     ranks = [pair.shape[1] if pair is not None else model.arch.rank_a for pair in pairs]
-    return Scratch(
-        torch.empty(6, rows, c),
-        torch.empty(7, rows, c),
-        tuple(torch.empty(rows, r) for r in ranks),
-        torch.empty(rows, f),
-        np.empty((rows, c), np.float32),
-        np.zeros((rows, kernels.NUM_MATRICES, rank), np.float32),
-    )
+    widths = (6 * c, 7 * c, *ranks, f, c)
+    memory = [torch.empty(ROWS_PER_BLOCK * width) for width in widths]
+    coefficient = np.zeros((ROWS_PER_BLOCK, kernels.NUM_MATRICES, rank), np.float32)
+
+    @cache
+    def buffers(rows: int) -> Scratch:
+        # Contiguous for every number of rows: numba compiles other code, with other bits, for strides.
+        mixed, products, *halves, hidden, v_first = (m[: rows * w] for m, w in zip(memory, widths))
+        mixed, products = mixed.view(6, rows, c), products.view(7, rows, c)
+        halves = [half.view(rows, -1) for half in halves]
+        hidden = hidden.view(rows, f)
+        return Scratch(
+            operands=mixed.unbind(),
+            products=products.unbind(),
+            halves=tuple(halves),
+            hidden=hidden,
+            work=kernels.Work(mixed.numpy(), products.numpy(), v_first.view(rows, c).numpy()),
+            half_arrays=tuple(half.numpy() for half in halves),
+            hidden_array=hidden.numpy(),
+            coefficient=coefficient[:rows],
+        )
+
+    return buffers
 
 
 @contextmanager
