@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -127,9 +128,11 @@ def _check_file(path: Path) -> None:
 
 def _read_pth(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
                 f"{path} is refused: it holds more than tensors and could run code when it is loaded; "
                 "save the state dict alone"

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +66,7 @@ class JsonTokenizer:
     def __init__(self, path: Path) -> None:
         self._tokenizer = _read_json(path)
         self.n_vocab = self._tokenizer.get_vocab_size()
+        self._is_byte_level = "ByteLevel" in str(self._tokenizer.decoder or "")
         end = self._tokenizer.id_to_token(END_ID)
         if end not in {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}:
             raise ConfigError(f"{path}: id 0 must be a special token that ends a document; it is {end!r}")
@@ -73,9 +74,8 @@ class JsonTokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id; empty for the end token."""
-        is_byte_level = "ByteLevel" in str(self._tokenizer.decoder or "")
         tokens = [self._tokenizer.id_to_token(i) or "" for i in range(self.n_vocab)]
-        to_bytes = _from_byte_level if is_byte_level else str.encode
+        to_bytes = _from_byte_level if self._is_byte_level else str.encode
         return [b""] + [to_bytes(token) for token in tokens[1:]]
 
     def encode(self, text: str) -> list[int]:
@@ -84,12 +84,15 @@ class JsonTokenizer:
         Raises:
             ConfigError: the vocabulary cannot express it.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if self.decode(ids) != text and "ByteLevel" not in str(self._tokenizer.decoder or ""):
+        try:
+            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception:  # noqa: BLE001 - the library raises bare Exception for a word that it does not have
+            ids = []
+        if not self._is_byte_level and self.decode(ids) != text:
             raise ConfigError(
-                f"the model's vocabulary cannot express {text[:60]!r}; it can write {self.decode(ids)[:60]!r}"
+                f"the model's vocabulary cannot express {text[:60]!r}; see `rwkv-es tasks` for what fits it"
             )
-        return list(ids)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
@@ -104,12 +107,17 @@ def load_tokenizer(spec: str, model_path: Path, n_vocab: int) -> Tokenizer:
     """
     if spec == "auto":
         spec = _find(model_path, n_vocab)
-    tokenizer: Tokenizer = WorldTokenizer() if spec == "world" else JsonTokenizer(Path(spec))
+    tokenizer: Tokenizer = _world() if spec == "world" else JsonTokenizer(Path(spec))
     if tokenizer.n_vocab > n_vocab:
         raise ConfigError(
             f"tokenizer {spec} has {tokenizer.n_vocab} ids, but the model only {n_vocab}; it belongs to another model"
         )
     return tokenizer
+
+
+@cache
+def _world() -> WorldTokenizer:
+    return WorldTokenizer()  # the package takes seconds to read its vocabulary
 
 
 def _find(model_path: Path, n_vocab: int) -> str:

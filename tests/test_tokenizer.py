@@ -1,0 +1,137 @@
+import random
+
+import pytest
+from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rwkv_es.checkpoint import resolve
+from rwkv_es.errors import ConfigError
+from rwkv_es.tokenizer import JsonTokenizer, Stops, WorldTokenizer, cut, load_tokenizer, make_stops
+
+TEXT = "Hello, world!\n\nUser: 12 + 30 = 42 €\n日本語の文章です。 Ёжик 🦆🦆\t<think>…</think>"
+
+
+@pytest.fixture(scope="module")
+def world():
+    return WorldTokenizer()
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory):
+    """A byte-level BPE as Pile models have one."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([TEXT, "the answer is the answer"] * 5, trainer)
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return JsonTokenizer(path)
+
+
+def test_world_has_the_ids_of_the_published_vocabulary(world):
+    assert world.encode("\n\n") == [261]
+    assert world.encode("\n\nUser:") == [261, 24281, 59]
+    assert world.n_vocab == len(world.token_bytes) == 65530
+    assert world.token_bytes[0] == b"" and all(world.token_bytes[1:65530])
+
+
+def test_world_equals_the_rwkv_package(world):
+    from pathlib import Path
+
+    import rwkv.rwkv_tokenizer as package
+
+    vocabulary = Path(package.__file__).with_name("rwkv_vocab_v20230424.txt")
+    reference = TRIE_TOKENIZER(str(vocabulary))
+    assert world.encode(TEXT) == reference.encode(TEXT)
+    assert world.decode(world.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("name", ["world", "byte_level"])
+def test_text_ends_at_token_0_and_at_a_half_character(name, request):
+    tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode(TEXT)
+    assert tokenizer.decode([*ids, 0, *ids]) == TEXT
+    for length in range(len(ids)):
+        whole = b"".join(tokenizer.token_bytes[i] for i in ids[:length])
+        assert tokenizer.decode(ids[:length]) == whole.decode("utf-8", "replace")
+        assert tokenizer.decode(ids[:length]).rstrip("\ufffd") in TEXT
+
+
+@pytest.mark.parametrize("name", ["world", "byte_level"])
+def test_bytes_of_the_tokens_spell_the_text(name, request):
+    tokenizer = request.getfixturevalue(name)
+    assert b"".join(tokenizer.token_bytes[i] for i in tokenizer.encode(TEXT)) == TEXT.encode()
+
+
+def test_a_lone_surrogate_is_read_as_the_replacement_character(world):
+    text = world.decode(world.encode("a\ud800b"))
+    assert text.strip("\ufffd") == text and text.replace("\ufffd", "") == "ab" and "\ufffd" in text
+
+
+def test_the_embedded_tokenizer_is_found_beside_its_model_and_refuses_what_it_cannot_express():
+    path = resolve("tiny")
+    tokenizer = load_tokenizer("auto", path, 115)
+    assert tokenizer.decode(tokenizer.encode("3 7 10=24:")) == "3 7 10=24:"
+    with pytest.raises(ConfigError, match="cannot express 'Hello"):
+        tokenizer.encode("Hello there")
+
+
+def test_what_is_chosen_without_being_named(tmp_path, byte_level):
+    assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), WorldTokenizer)
+    byte_level._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), JsonTokenizer)
+    assert load_tokenizer("world", tmp_path / "model.pth", 65536).n_vocab == 65530
+
+
+def test_tokenizers_that_do_not_fit_are_refused(tmp_path, byte_level):
+    with pytest.raises(ConfigError, match="no tokenizer for a vocabulary of 512"):
+        load_tokenizer("auto", tmp_path / "model.pth", 512)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "none.json"), tmp_path / "model.pth", 512)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_tokenizer(str(tmp_path / "broken.json"), tmp_path / "model.pth", 512)
+    byte_level._tokenizer.save(str(tmp_path / "large.json"))
+    with pytest.raises(ConfigError, match=f"has {byte_level.n_vocab} ids, but the model only 100"):
+        load_tokenizer(str(tmp_path / "large.json"), tmp_path / "model.pth", 100)
+    plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    plain.save(str(tmp_path / "no_end.json"))
+    with pytest.raises(ConfigError, match="id 0 must be a special token"):
+        load_tokenizer(str(tmp_path / "no_end.json"), tmp_path / "model.pth", 100)
+
+
+def test_stop_strings_are_found_wherever_tokens_split_them():
+    """Against a plain search in the bytes, on random vocabularies over a small alphabet."""
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(300):
+        tokens = [b""] + [bytes(draw.choices(b"abc", k=draw.randint(1, 4))) for _ in range(12)]
+        strings = ["".join(draw.choices("abc", k=draw.randint(1, 5))) for _ in range(draw.randint(1, 3))]
+        stops = make_stops(FakeTokenizer(tokens), strings)
+        ids = []
+        while len(ids) < 30:
+            ids.append(draw.randrange(1, 13))
+            text = b"".join(tokens[i] for i in ids)
+            is_in = any(string.encode() in text for string in strings)
+            assert (bool(stops.can_end[ids[-1]]) and stops.hit(ids)) == is_in
+            if is_in:
+                hits += 1
+                shortened = cut(text.decode(), strings)
+                assert not any(string in shortened for string in strings) and text.decode().startswith(shortened)
+                break
+    assert hits > 250
+
+
+class FakeTokenizer:
+    end_id = 0
+
+    def __init__(self, tokens):
+        self.token_bytes = tokens
+
+
+def test_no_stop_strings_never_stop():
+    stops = make_stops(FakeTokenizer([b"", b"a"]), [""])
+    assert isinstance(stops, Stops) and not stops.can_end.any()
+    assert cut("abc", ()) == "abc" and cut("ab\n\nUser: c", ("\n\nUser:",)) == "ab"
