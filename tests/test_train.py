@@ -1,0 +1,131 @@
+"""Whole runs of the embedded model, small enough for seconds."""
+
+import json
+import shutil
+
+import pytest
+
+from rwkv_es.checkpoint import load
+from rwkv_es.config import build
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.train import as_matrix, decay, draw_problems, train
+
+SMALL = {
+    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new": 40, "steps": 4},
+    **{"sigma": 0.02, "lr": 0.02, "targets": {"matrices": 1.0, "head.weight": 3.0}, "schedule": "linear"},
+    **{"eval_every": 2, "eval_size": 8, "snapshot_every": 2, "reward_workers": 0, "threads": 1},
+}
+
+
+def run(folder, **options):
+    return train(build({**SMALL, "run": str(folder), **options}))
+
+
+def steps_of(folder):
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+def checksums(folder):
+    return [step["checksum"] for step in steps_of(folder)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+def test_a_run_moves_the_weights_every_step_and_writes_down_what_it_did(undisturbed):
+    steps = steps_of(undisturbed)
+    assert len(set(checksums(undisturbed))) == 4
+    assert all(len(step["rewards"]) == 8 and len(step["rewards"][0]) == 4 for step in steps)
+    assert all(any(step["fitness"]) and abs(sum(step["fitness"])) < 1e-9 for step in steps)
+    metrics = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics if "held_out_accuracy" in row] == [0, 2, 4]
+    samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
+    assert {"prompt", "completion", "reward"} <= set(samples[0])
+    params, _ = load(undisturbed / "snapshots" / "step-000004" / "model.pth")
+    base, _ = load("rwkv_es/tiny/rwkv7-tiny.pth")
+    moved = {name for name in params if not (params[name] == base[name]).all()}
+    assert "blocks.1.att.key.weight" in moved and "head.weight" in moved
+    assert not moved & {"blocks.0.att.v1", "emb.weight", "blocks.1.ln1.weight"}
+
+
+@pytest.mark.parametrize("options", [{"slots": 8}, {"slots": 24}, {"threads": 2}])
+def test_slots_and_threads_never_change_a_bit(undisturbed, tmp_path, options):
+    assert checksums(run(tmp_path / "run", **options)) == checksums(undisturbed)
+
+
+def test_a_run_goes_on_with_the_same_bits_wherever_it_was_stopped(undisturbed, tmp_path):
+    for num_steps in (1, 2, 3):
+        folder = tmp_path / f"after-{num_steps}"
+        shutil.copytree(undisturbed, folder)
+        lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+        (folder / "ledger.jsonl").write_text("".join(lines[:num_steps]) + lines[num_steps][:50])  # torn by a crash
+        assert checksums(run(folder)) == checksums(undisturbed)
+
+
+def test_a_run_goes_on_without_any_snapshot(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "snapshots")
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_text("".join(lines[:3]))
+    assert checksums(run(folder)) == checksums(undisturbed)
+
+
+def test_a_ledger_that_was_changed_is_noticed(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "snapshots")
+    steps = steps_of(folder)
+    steps[1]["fitness"][3] += 0.125
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps[:3]))
+    with pytest.raises(CheckpointError, match="differ from those that were trained"):
+        run(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": {"state": 30.0}, "temperature": 1.5},
+        {"targets": {"vectors": 1.0}, "temperature": 1.5},
+        {"samples": 3, "temperature": 1.0, "top_p": 0.9},
+        {"optimizer": "adam", "lr": 0.001},
+        {"dtype": "bf16", "master": "stochastic"},
+        {"dtype": "bf16", "master": "fp32"},
+        {"weight_decay": 0.5, "fitness": "rank", "rank": 4},
+    ],
+)
+def test_other_options_train_and_resume_too(tmp_path, options):
+    whole = checksums(run(tmp_path / "whole", steps=3, schedule="constant", **options))
+    run(tmp_path / "halves", steps=2, schedule="constant", **options)
+    assert checksums(run(tmp_path / "halves", steps=3, schedule="constant", **options)) == whole
+    assert len(set(whole)) > 1, "nothing moved"
+
+
+def test_equal_rewards_move_nothing(tmp_path):
+    folder = run(tmp_path / "run", max_new=1)  # one token is never an answer
+    assert len(set(checksums(folder))) == 1
+    assert all(not any(step["fitness"]) for step in steps_of(folder))
+
+
+def test_problems_are_drawn_in_shuffled_passes():
+    config = build({**SMALL, "prompts": 4})
+    drawn = [problem for step in range(5) for problem in draw_problems(config, list(range(10)), step)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:] and drawn[:10] != list(range(10))
+    other = build({**SMALL, "prompts": 4, "seed": 1})
+    assert draw_problems(other, list(range(10)), 0) != drawn[:4]
+    with pytest.raises(ConfigError, match="prompts is 4, but the task has 3"):
+        draw_problems(config, list(range(3)), 0)
+
+
+def test_rewards_are_averaged_over_samples_and_missing_ones_left_out():
+    config = build({**SMALL, "population": 2, "prompts": 2, "samples": 2})
+    matrix = as_matrix([1.0, 0.0, 0.5, None, None, None, 1.0, 1.0], config)
+    assert matrix[0].tolist() == [0.5, 0.5] and matrix[1].isnan().tolist() == [True, False] and matrix[1, 1] == 1
+
+
+def test_schedules_start_at_one_and_end_where_they_are_told():
+    for schedule, middle in (("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)):
+        config = build({**SMALL, "steps": 11, "schedule": schedule, "schedule_end": 0.1})
+        assert decay(config, 0) == 1.0 and decay(config, 5) == pytest.approx(middle)
+        assert decay(config, 10) == pytest.approx(1.0 if schedule == "constant" else 0.1)
