@@ -85,8 +85,8 @@ def test_a_ledger_that_was_changed_is_noticed(undisturbed, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"targets": {"state": 30.0}, "temperature": 1.5},
-        {"targets": {"vectors": 1.0}, "temperature": 1.5},
+        {"targets": {"state": 300.0}, "temperature": 1.5},
+        {"targets": {"vectors": 10.0}, "temperature": 1.5},
         {"samples": 3, "temperature": 1.0, "top_p": 0.9},
         {"optimizer": "adam", "lr": 0.001},
         {"dtype": "bf16", "master": "stochastic"},
