@@ -86,7 +86,7 @@ def test_a_ledger_that_was_changed_is_noticed(undisturbed, tmp_path):
     "options",
     [
         {"targets": {"state": 300.0}, "temperature": 1.5},
-        {"targets": {"vectors": 10.0}, "temperature": 1.5},
+        {"targets": {"vectors": 3.0}, "temperature": 1.5},
         {"samples": 3, "temperature": 1.0, "top_p": 0.9},
         {"optimizer": "adam", "lr": 0.001},
         {"dtype": "bf16", "master": "stochastic"},
