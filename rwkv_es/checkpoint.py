@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,10 +29,10 @@ def resolve(model: str) -> Path:
     """
     if model == "tiny":
         return _EMBEDDED
-    for path in (Path(model), Path(model + ".pth")):
-        if path.is_file():
-            return path
-    what = "is a folder" if Path(model).is_dir() else "does not exist"
+    for path in (model, model + ".pth"):
+        if os.path.isfile(path):
+            return Path(path)
+    what = "is a folder" if os.path.isdir(model) else "does not exist"
     raise CheckpointError(f'model {model!r} {what}; give a .pth or .safetensors file, or "tiny" for the embedded model')
 
 
@@ -60,17 +60,17 @@ def save(path: str | Path, params: Params) -> None:
     """
     path = Path(path)
     plain = {name: _plain(tensor) for name, tensor in params.items()}
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        with _readable_os_errors(path), partial.open("wb") as file:
-            _write(plain, file, path.suffix)
-            file.flush()
-            os.fsync(file.fileno())
         with _readable_os_errors(path):
+            _write(plain, partial, path.suffix)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
             partial.replace(path)
             _sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def sha256(path: str | Path) -> str:
@@ -109,15 +109,16 @@ def _read(path: Path) -> Params:
 
 def _check_file(path: Path) -> None:
     """Refuse what no reader could make sense of."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give a .pth or .safetensors file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise CheckpointError(f"{path} is {what}; give a .pth or .safetensors file")
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; give a .pth or .safetensors file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
     if not start:
         raise CheckpointError(f"{path} is empty; download it again")
     if start.startswith(b"version https://git-lfs"):
@@ -155,6 +156,8 @@ def _read_safetensors(path: Path) -> Params:
 def _check_dtypes(path: Path, tensors: Params) -> None:
     dtype = tensors["emb.weight"].dtype
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.numel():
+            raise CheckpointError(f"{path}: {name} is empty or no plain tensor; store dense tensors with values")
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; weights must be float32, bfloat16 or float16")
         if tensor.dtype != dtype and not STATE.fullmatch(name):
@@ -178,13 +181,17 @@ def _plain(tensor: Tensor) -> Tensor:
     return plain if is_whole else plain.clone()
 
 
-def _write(params: Params, file: Any, suffix: str) -> None:
+def _write(params: Params, path: Path, suffix: str) -> None:
     if suffix == ".safetensors":
-        from safetensors.torch import save as to_bytes
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
-        file.write(to_bytes(params))
+        try:
+            save_file(params, path)
+        except SafetensorError as error:
+            raise OSError(0, str(error)) from None
     else:
-        torch.save(params, file)
+        torch.save(params, path)
 
 
 @contextmanager

@@ -65,7 +65,8 @@ class JsonTokenizer:
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = _read_json(path)
-        self.n_vocab = self._tokenizer.get_vocab_size()
+        self._tokenizer.encode_special_tokens = True  # a prompt that spells "<|endoftext|>" does not end the document
+        self.n_vocab = 1 + max(self._tokenizer.get_vocab().values(), default=0)
         self._is_byte_level = "ByteLevel" in str(self._tokenizer.decoder or "")
         end = self._tokenizer.id_to_token(END_ID)
         if end not in {token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}:

@@ -1,93 +1,48 @@
-"""Random RWKV-7 models in the official layout, for tests: every parameter differs from its neutral value."""
+"""Random RWKV-7 models in the official layout: every parameter differs from its neutral value, so mix-ups show."""
 
 import torch
-from torch import Tensor
-
-RANKS = (16, 24, 8, 32)  # w, a, v, g: all different, so that a mix-up shows in a shape
-HEAD_SIZE = 64
-
-# tensor of a block -> (centre, spread), for the vectors; low-rank pairs and matrices are scaled by their fan-in
-VECTORS = {
-    "x_r": (0.5, 0.25),
-    "x_w": (0.5, 0.25),
-    "x_k": (0.5, 0.25),
-    "x_v": (0.5, 0.25),
-    "x_a": (0.5, 0.25),
-    "x_g": (0.5, 0.25),
-    "w0": (-1.0, 1.5),
-    "a0": (0.0, 1.0),
-    "v0": (0.0, 1.0),
-    "k_k": (0.85, 0.2),
-    "k_a": (1.0, 0.2),
-}
 
 
-def block_shapes(layer: int, n_embd: int, ranks: tuple[int, int, int, int] = RANKS) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one block's tensors, in the order of the official trainer's state dict."""
-    c, (w, a, v, g) = n_embd, ranks
-    norms = ("ln1", "ln2", "ln0") if layer == 0 else ("ln1", "ln2")
-    shapes: dict[str, tuple[int, ...]] = {f"{ln}.{part}": (c,) for ln in norms for part in ("weight", "bias")}
-    shapes |= {f"att.x_{name}": (1, 1, c) for name in "rwkvag"}
-    for name, rank in (("w", w), ("a", a), ("v", v)):
-        shapes |= {f"att.{name}1": (c, rank), f"att.{name}2": (rank, c), f"att.{name}0": (1, 1, c)}
-    shapes |= {"att.g1": (c, g), "att.g2": (g, c), "att.k_k": (1, 1, c), "att.k_a": (1, 1, c)}
-    shapes["att.r_k"] = (c // HEAD_SIZE, HEAD_SIZE)
-    shapes |= {f"att.{name}.weight": (c, c) for name in ("receptance", "key", "value", "output")}
-    shapes |= {"att.ln_x.weight": (c,), "att.ln_x.bias": (c,)}
-    shapes |= {"ffn.x_k": (1, 1, c), "ffn.key.weight": (4 * c, c), "ffn.value.weight": (c, 4 * c)}
-    return {f"blocks.{layer}.{name}": shape for name, shape in shapes.items()}
-
-
-def official_shapes(
-    n_layer: int, n_embd: int, n_vocab: int, ranks: tuple[int, int, int, int] = RANKS
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole model in the official order."""
-    shapes: dict[str, tuple[int, ...]] = {"emb.weight": (n_vocab, n_embd)}
-    for layer in range(n_layer):
-        shapes |= block_shapes(layer, n_embd, ranks)
-    return shapes | {"ln_out.weight": (n_embd,), "ln_out.bias": (n_embd,), "head.weight": (n_vocab, n_embd)}
-
-
-def random_params(
-    n_layer: int = 2,
-    n_embd: int = 128,
-    n_vocab: int = 96,
-    seed: int = 0,
-    *,
-    ranks: tuple[int, int, int, int] = RANKS,
-    dtype: torch.dtype = torch.float32,
-    block0_v: bool = True,
-    time_state: bool = False,
-) -> dict[str, Tensor]:
-    """A random model in the official key order; logits spread by about 1.
-
-    block0_v: keep block 0's unused v0/v1/v2, as official files do; time_state: merge an initial state in.
-    """
+def random_params(n_layer, n_embd, n_vocab, seed=0, ranks=(8, 8, 8, 16), dtype=torch.float32):
+    """Return name -> tensor in official key order; ranks are those of w, a, v, g. Logits have a spread of about 1."""
     generator = torch.Generator().manual_seed(seed)
-    params = {
-        name: _draw(name, shape, generator).to(dtype)
-        for name, shape in official_shapes(n_layer, n_embd, n_vocab, ranks).items()
-        if block0_v or name not in {f"blocks.0.att.v{i}" for i in range(3)}
-    }
-    if time_state:
-        shape = (n_embd // HEAD_SIZE, HEAD_SIZE, HEAD_SIZE)
-        for layer in range(n_layer):
-            params[f"blocks.{layer}.att.time_state"] = (0.1 * torch.randn(shape, generator=generator)).to(dtype)
-    return params
+
+    def normal(*shape, mean=0.0, std=1.0):
+        return torch.randn(*shape, generator=generator) * std + mean
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    params = {"emb.weight": normal(n_vocab, n_embd)}
+    for i in range(n_layer):
+        block = f"blocks.{i}."
+        for name in ("ln0", "ln1", "ln2") if i == 0 else ("ln1", "ln2"):
+            params[f"{block}{name}.weight"] = normal(n_embd, mean=1.0, std=0.1)
+            params[f"{block}{name}.bias"] = normal(n_embd, std=0.1)
+        params.update({f"{block}att.{name}": value for name, value in _attention(n_embd, ranks, normal, uniform)})
+        params[block + "ffn.x_k"] = uniform(1, 1, n_embd)
+        params[block + "ffn.key.weight"] = normal(4 * n_embd, n_embd, std=n_embd**-0.5)
+        params[block + "ffn.value.weight"] = normal(n_embd, 4 * n_embd, std=0.3 * (4 * n_embd) ** -0.5)
+    params["ln_out.weight"] = normal(n_embd, mean=1.0, std=0.1)
+    params["ln_out.bias"] = normal(n_embd, std=0.1)
+    params["head.weight"] = normal(n_vocab, n_embd, std=n_embd**-0.5)
+    return {name: tensor.to(dtype) for name, tensor in params.items()}
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    values = torch.randn(shape, generator=generator)
-    leaf = name.split(".")[-1]
-    if leaf in VECTORS:
-        centre, spread = VECTORS[leaf]
-        values = centre + spread * values
-        return values.clamp(0, 1) if leaf.startswith("x_") else values
-    if "ln" in name:
-        return 1 + 0.2 * values if leaf == "weight" else 0.1 * values
-    if leaf == "r_k":
-        return 0.1 * values
-    if name == "emb.weight":
-        return values
-    fan_in = shape[0] if leaf[:-1] in "wavg" and leaf[-1] in "12" else shape[1]
-    return values / fan_in**0.5
+def _attention(n_embd, ranks, normal, uniform):
+    for c in "rwkvag":
+        yield f"x_{c}", uniform(1, 1, n_embd)
+    for letter, rank, bias in zip("wav", ranks, (-2.0, 0.0, 1.0)):
+        yield f"{letter}0", normal(1, 1, n_embd, mean=bias)
+        yield f"{letter}1", normal(n_embd, rank, std=n_embd**-0.5)
+        yield f"{letter}2", normal(rank, n_embd, std=rank**-0.5)
+    yield "g1", normal(n_embd, ranks[3], std=n_embd**-0.5)
+    yield "g2", normal(ranks[3], n_embd, std=ranks[3] ** -0.5)
+    yield "k_k", normal(1, 1, n_embd, mean=0.85, std=0.1)
+    yield "k_a", normal(1, 1, n_embd, mean=1.0, std=0.1)
+    yield "r_k", normal(n_embd // 64, 64, std=0.1)
+    for name in ("receptance", "key", "value"):
+        yield f"{name}.weight", normal(n_embd, n_embd, std=n_embd**-0.5)
+    yield "output.weight", normal(n_embd, n_embd, std=0.3 * n_embd**-0.5)
+    yield "ln_x.weight", normal(n_embd, mean=1.0, std=0.1)
+    yield "ln_x.bias", normal(n_embd, std=0.1)

@@ -98,6 +98,14 @@ WRONG = {
     "integers": (lambda p: p.update({"head.weight": p["head.weight"].to(torch.int8)}), r"head\.weight is torch\.int8"),
     "NaN": (lambda p: p["blocks.1.att.key.weight"][77].fill_(torch.nan), r"blocks\.1\.att\.key\.weight.*not finite"),
     "infinite": (lambda p: p["ln_out.bias"][3:4].fill_(-torch.inf), r"ln_out\.bias.*not finite"),
+    "empty": (lambda p: p.update({"blocks.0.att.w1": torch.zeros(128, 0)}), r"blocks\.0\.att\.w"),
+    "all of a rank empty": (
+        lambda p: p.update(
+            {f"blocks.{i}.att.w{n}": torch.zeros((128, 0) if n == 1 else (0, 128)) for i in (0, 1) for n in (1, 2)}
+        ),
+        r"blocks\.0\.att\.w1 is empty",
+    ),
+    "sparse": (lambda p: p.update({"head.weight": p["head.weight"].to_sparse()}), r"head\.weight.*no plain tensor"),
     "head size 32": (lambda p: p.update({"blocks.0.att.r_k": torch.zeros(4, 32)}), r"blocks\.0\.att\.r_k.*size 64"),
     "x070a": (lambda p: p.update({"blocks.0.ffn.s_emb.weight": torch.zeros(40, 32)}), r"x070a.*s_emb"),
     "x070b": (lambda p: p.update({"blocks.0.att.qkv.weight": torch.zeros(4, 4)}), r"x070b.*qkv"),
@@ -190,6 +198,15 @@ def test_torch_files_that_are_no_state_dict(tmp_path, content, message):
     assert message in refusal(written(tmp_path, content))
 
 
+def test_pipes_and_impossible_names_do_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "no regular file" in refusal(tmp_path / "pipe.pth")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load("a\0b.pth")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        resolve("a\0b.pth")
+
+
 def test_missing_files_and_folders(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none.pth")
     assert "is a folder" in refusal(tmp_path)
@@ -253,7 +270,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_old_file(tmp_path):
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"saving\n"
-        while process.poll() is None and not any(p.stat().st_size for p in tmp_path.glob(".model.pth.partial-*")):
+        while process.poll() is None and not any(p.stat().st_size for p in tmp_path.glob(".model.pth.partial")):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, "the file was complete before the kill"

@@ -78,6 +78,19 @@ def test_the_embedded_tokenizer_is_found_beside_its_model_and_refuses_what_it_ca
         tokenizer.encode("Hello there")
 
 
+def test_a_prompt_cannot_end_the_document(byte_level):
+    ids = byte_level.encode("a<|endoftext|>b")
+    assert 0 not in ids and byte_level.decode(ids) == "a<|endoftext|>b"
+
+
+def test_ids_with_gaps_count_up_to_the_highest(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "a": 5}, unk_token="<end>"))
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "gaps.json"))
+    gaps = JsonTokenizer(tmp_path / "gaps.json")
+    assert gaps.n_vocab == len(gaps.token_bytes) == 6 and gaps.encode("a") == [5]
+
+
 def test_what_is_chosen_without_being_named(tmp_path, byte_level):
     assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), WorldTokenizer)
     byte_level._tokenizer.save(str(tmp_path / "tokenizer.json"))
