@@ -150,7 +150,12 @@ def restore_(run: Run) -> None:
         run.updater.load_(snapshot.params, snapshot.optimizer)
         first = snapshot.step
     for entry in run.ledger.steps[first:]:
-        move_(run.updater, run.config, noise_at(run.config, run.noise, entry.step), torch.tensor(entry.fitness))
+        move_(
+            run.updater,
+            run.config,
+            noise_at(run.config, run.noise, entry.step),
+            torch.tensor(entry.fitness, dtype=torch.float64),
+        )
     if run.ledger.steps and checksum(run.updater.weights()) != run.ledger.steps[-1].checksum:
         raise CheckpointError(
             f"the weights rebuilt for step {run.ledger.next_step} differ from those that were trained; "

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from rwkv_es.checkpoint import load
 from rwkv_es.config import build
@@ -70,6 +71,18 @@ def test_a_run_goes_on_without_any_snapshot(undisturbed, tmp_path):
     lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
     (folder / "ledger.jsonl").write_text("".join(lines[:3]))
     assert checksums(run(folder)) == checksums(undisturbed)
+
+
+def test_recorded_fitness_moves_the_weights_as_exactly_as_it_did(tmp_path, monkeypatch):
+    """Differences of a pair must be taken in float64 again: in float32 these two fitnesses are one."""
+    exact = torch.tensor([1.0 + 1e-9, 1.0] + [0.0] * 6, dtype=torch.float64)
+    monkeypatch.setattr("rwkv_es.train.shape", lambda rewards, method: exact)
+    options = {"lr": 1e6, "schedule": "constant", "snapshot_every": 100, "eval_every": 0}
+    whole = checksums(run(tmp_path / "whole", steps=3, **options))
+    assert len(set(whole)) == 3
+    shutil.copytree(run(tmp_path / "half", steps=2, **options), tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "snapshots")
+    assert checksums(run(tmp_path / "again", steps=3, **options)) == whole
 
 
 def test_a_ledger_that_was_changed_is_noticed(undisturbed, tmp_path):
