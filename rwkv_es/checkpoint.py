@@ -1,6 +1,7 @@
 """Official RWKV-7 (x070) checkpoints: .pth or .safetensors <-> tensors by name; everything is inferred from them."""
 
 import hashlib
+import mmap
 import os
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from rwkv_es.layout import STATE, Arch, Params, check_shapes, infer, refuse_othe
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 1 << 22
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows it from 3.13 on; Linux's value
 _EMBEDDED = Path(__file__).parent / "tiny" / "rwkv7-tiny.pth"
 
 
@@ -36,8 +38,10 @@ def resolve(model: str) -> Path:
     raise CheckpointError(f'model {model!r} {what}; give a .pth or .safetensors file, or "tiny" for the embedded model')
 
 
-def load(path: str | Path) -> tuple[Params, Arch]:
+def load(path: str | Path, may_be_int8: bool = False) -> tuple[Params, Arch]:
     """Read a checkpoint, memory-mapped where the format allows it; nothing in the file is run.
+
+    A snapshot may hold matrices as int8, whose scales follow from the base (see `quantize`); a base may not.
 
     Raises:
         CheckpointError: the file is not a complete, finite RWKV-7 checkpoint; the message names the tensor.
@@ -47,9 +51,33 @@ def load(path: str | Path) -> tuple[Params, Arch]:
     refuse_other_models(path, tensors)
     arch = infer(path, tensors)
     check_shapes(path, tensors, arch)
-    _check_dtypes(path, tensors)
+    _check_dtypes(path, {name: w for name, w in tensors.items() if not (may_be_int8 and w.dtype == torch.int8)})
     _check_finite(path, tensors)
     return tensors, arch
+
+
+def load_state(path: str | Path, arch: Arch) -> Params:
+    """Read an initial-state file: nothing but blocks.{i}.att.time_state (H,K_h,K_h) of every layer, taken as it is.
+
+    Raises:
+        CheckpointError: it is unreadable, holds something else, or belongs to a model of other sizes.
+    """
+    path = Path(path)
+    tensors = _read(path)
+    shape = (arch.n_head, arch.head_size, arch.head_size)
+    expected = {f"blocks.{i}.att.time_state": shape for i in range(arch.n_layer)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+        raise CheckpointError(
+            f"{path} is no initial state for this model: {name} is {found.get(name, 'missing')} and should be "
+            f"{expected.get(name, 'absent')}; it must hold blocks.0..{arch.n_layer - 1}.att.time_state alone"
+        )
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if not dtypes <= {*_DTYPES}:
+        raise CheckpointError(f"{path} holds {', '.join(map(str, dtypes))}; an initial state is fp32, bf16 or fp16")
+    _check_finite(path, tensors)
+    return tensors
 
 
 def save(path: str | Path, params: Params) -> None:
@@ -139,8 +167,36 @@ def _read_pth(path: Path) -> Any:
                 "save the state dict alone"
             ) from None
         raise CheckpointError(f"{path} is no torch file or is damaged; download it again") from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, TypeError, ImportError):
+    except RuntimeError as error:
+        if "Cannot allocate memory" in str(error):
+            return _map_unreserved(path)
         raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
+    except (EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, TypeError, ImportError):
+        raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
+
+
+def _map_unreserved(path: Path) -> Params:
+    """Map a file that is larger than the memory which the system promises to one process.
+
+    torch asks for memory for every page, though none is ever written. For the device "meta" it reads nothing, and notes
+    where each tensor lies.
+    """
+    found = torch.load(path, map_location="meta", weights_only=True)
+    with path.open("rb") as file:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE  # torch warns of memory that cannot be written
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=protection)
+    whole = torch.frombuffer(mapped, dtype=torch.uint8)
+    return {name: _placed(path, whole, like) for name, like in found.items()}
+
+
+def _placed(path: Path, whole: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor whose layout is `like` among all bytes of its file."""
+    storage = like.untyped_storage()
+    start = getattr(storage, "_checkpoint_offset", None)
+    if start is None:
+        raise CheckpointError(f"{path} is too large for torch {torch.__version__} to map here; use a newer torch")
+    flat = whole[start : start + storage.nbytes()].view(like.dtype)
+    return flat.as_strided(like.size(), like.stride(), flat.storage_offset() + like.storage_offset())
 
 
 def _read_safetensors(path: Path) -> Params:
@@ -154,16 +210,15 @@ def _read_safetensors(path: Path) -> Params:
 
 
 def _check_dtypes(path: Path, tensors: Params) -> None:
-    dtype = tensors["emb.weight"].dtype
+    like = "emb.weight" if "emb.weight" in tensors else "ln_out.weight"
+    dtype = tensors[like].dtype
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.numel():
             raise CheckpointError(f"{path}: {name} is empty or no plain tensor; store dense tensors with values")
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; weights must be float32, bfloat16 or float16")
         if tensor.dtype != dtype and not STATE.fullmatch(name):
-            raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype}, but emb.weight is {dtype}; store all in one dtype"
-            )
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, but {like} is {dtype}; store all in one dtype")
 
 
 def _check_finite(path: Path, tensors: Params) -> None:

@@ -7,31 +7,42 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
 from rwkv_es import __version__
-from rwkv_es.config import CHOICES, OPTIONS, Config, build, load_file, nearest, run_folder, to_dict
-from rwkv_es.errors import ConfigError, RwkvEsError
+from rwkv_es.config import CHOICES, OPTIONS, Config, build, nearest, run_folder, to_dict
+from rwkv_es.config_file import load_file
+from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
+from rwkv_es.launcher import under_launcher
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
     "eval": "score a checkpoint's answers to a task's held-out problems",
     "generate": "let a checkpoint answer one question",
+    "chat": "talk with a checkpoint",
+    "doctor": "check a task, a model and a noise scale before training",
     "export": "write a run's weights as an official-layout checkpoint",
+    "replay": "rebuild a run's weights from its base and ledger, and verify them",
+    "fork": "start a new run from a step of another one",
     "tasks": "list the built-in tasks, or show what one sends and pays",
 }
-MAIN_OPTION = {"eval": "model", "generate": "prompt", "export": "run"}  # may also be given without its flag
+SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show
+MAIN_OPTION = {  # needs no flag
+    **dict.fromkeys(("eval", "chat", "doctor"), "model"),
+    **dict.fromkeys(("export", "replay", "fork"), "run"),
+    "generate": "prompt",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit code: 0, 2 where the user has something to mend, 130 when interrupted."""
+    """Run a command line. Returns the exit code: 0, 2 where there is something to mend, 130 or 143 if told to end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(argv)
     except RwkvEsError as error:
         print(f"rwkv-es: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         hint = "; the same command, without --resume never, continues after the last finished step"
         print(f"\nrwkv-es: stopped{hint if argv[:1] == ['train'] else ''}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     return 0
 
 
@@ -91,6 +102,18 @@ def _verb(verb: str) -> Callable[[Config], Any]:
         from rwkv_es.export import export
 
         return export
+    if verb in ("replay", "fork"):
+        from rwkv_es.history import fork, replay
+
+        return replay if verb == "replay" else fork
+    if verb == "chat":
+        from rwkv_es.chat import chat
+
+        return chat
+    if verb == "doctor":
+        from rwkv_es.doctor import doctor
+
+        return doctor
     from rwkv_es.evaluate import evaluate, generate
 
     return evaluate if verb == "eval" else generate
@@ -98,14 +121,17 @@ def _verb(verb: str) -> Callable[[Config], Any]:
 
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
-    from rwkv_es.export import export
-    from rwkv_es.report import write_report
-    from rwkv_es.train import train
+    with under_launcher():  # from the first moment on, before torch is loaded
+        from rwkv_es.export import export
+        from rwkv_es.report import write_report
+        from rwkv_es.train import train
 
-    folder = train(config)
-    if config.steps:
-        export(Config(run=str(folder)))
-    print(f"wrote {write_report(folder)}")
+        folder = train(config)
+        if folder is None:  # rank 0 writes for all
+            return
+        if config.steps:
+            export(Config(run=str(folder)))
+        print(f"wrote {write_report(folder)}")
 
 
 def _resolved(config: Config) -> str:
@@ -180,9 +206,10 @@ def _argument(f: Any) -> dict[str, Any]:
 def _tasks(argv: Sequence[str]) -> None:
     parser = _Parser(prog="rwkv-es tasks", description=VERBS["tasks"], allow_abbrev=False)
     parser.add_argument("show", nargs="?", choices=["show"], help="show a task's first problem")
-    parser.add_argument("name", nargs="?", metavar="TASK", help="built-in task, or path to a folder or .py file")
-    parser.add_argument("--data", default="", metavar="TEXT", help="the task's data")
-    parser.add_argument("--template", default="auto", metavar="TEXT", help="prompt template (default: the task's own)")
+    parser.add_argument("name", nargs="?", metavar="TASK", help="built-in task, a folder or .py file, or a mixture")
+    for f in fields(Config):
+        if f.name in SHOW_OPTIONS:
+            parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **_argument(f), default=argparse.SUPPRESS)
     given = _parse(parser, argv)
     if not given.show:
         from rwkv_es.task import list_tasks
@@ -192,14 +219,38 @@ def _tasks(argv: Sequence[str]) -> None:
     elif not given.name:
         raise ConfigError("tasks show needs a task: rwkv-es tasks show countdown_mini")
     else:
-        _show_task(given.name, given.data, given.template)
+        options = {name: value for name, value in vars(given).items() if name in SHOW_OPTIONS}
+        _show_task(build({**options, "task": given.name}))
 
 
-def _show_task(name: str, data: str, template: str) -> None:
-    from rwkv_es.task import load_task, render
+def _show_task(config: Config) -> None:
+    """Print the first problem (of a mixture: of every part) as it is sent, and what its answer scores."""
+    from rwkv_es.mixture import load_tasks
+    from rwkv_es.prompts import Prompting, opening_of, prompt_of, stops_of
+    from rwkv_es.scoring import score_one
+    from rwkv_es.signatures import Answer, load_scorer
 
-    task = load_task(name, data)
-    problem = task.problems("train")[0]
-    print(render(task.template if template == "auto" else template, problem.prompt))
-    print(f"--- right answer (scores {task.reward(problem, problem.answer)}):")
-    print(problem.answer)
+    task = load_tasks(config.task, config.data)
+    prompting = Prompting(config.template, config.system, config.shots)
+    scorer = load_scorer(task, config.reward, config.reward_signature)
+    problems = _problems_of(task)
+    for part in task.parts or (task,):
+        problem = next(problem for problem in problems if task.part_of(problem) is part)
+        result = score_one(scorer, Answer(problem, problem.answer, token_ids=()))
+        print(f"{'<token 0>' if config.bos else ''}{prompt_of(task, problem, prompting)}")
+        ends = [f"before {string!r}" for string in stops_of(part, prompting)] + [f"after {end!r}" for end in part.ends]
+        print(f"--- ends {', '.join([*ends, 'at token 0'])}; at most {config.max_new or part.max_new} tokens")
+        opening = opening_of(part, prompting)
+        print(f"--- scored is {opening!r} and what follows" if opening else "--- scored is what follows", end="")
+        paid = f"scores {result.reward}" if not result.error else f"fails: {result.error.splitlines()[-1]}"
+        print(f"; the right answer ({paid}):\n{problem.answer}")
+
+
+def _problems_of(task: Any) -> Any:
+    """Return the training problems, or where there are none (AIME) the others."""
+    from rwkv_es.errors import TaskError
+
+    try:
+        return task.problems("train")
+    except TaskError:
+        return task.problems("test")

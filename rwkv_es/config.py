@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,11 +15,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("sgd", "momentum", "adam"),
     "schedule": ("constant", "linear", "cosine"),
     "master": ("fp32", "stochastic"),
-    "engine": ("auto", "torch", "numba"),
+    "engine": ("auto", "torch", "numba", "triton"),
     "dtype": ("auto", "fp32", "bf16"),
+    "quantize": ("none", "int8"),
     "resume": ("auto", "never"),
     "split": ("train", "test"),
+    "reward_signature": ("auto", "task", "plain", "trl", "trl_messages", "verl"),
+    "objective": ("mean", "pass", "maj"),
     "weights": ("best", "last"),
+    "tracker": ("auto", "none", "tensorboard", "wandb", "trackio"),
 }
 
 
@@ -39,16 +42,19 @@ class Config:
 
     model: str = _option("tiny", 'checkpoint (.pth or .safetensors), or "tiny": the embedded one')
     tokenizer: str = _option("auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file')
-    task: str = _option("countdown_mini", "built-in task, or path to a folder with task.py or to a .py file")
-    data: str = _option("", "the task's data: a local JSONL file or folder (default: the task's own source)")
+    task: str = _option("countdown_mini", "built-in task, path to your own folder or .py file, or a mixture: a=1,b=2")
+    data: str = _option("", "the task's data: local file or folder (default: its own source); of a mixture a=PATH,...")
     template: str = _option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own")
+    system: str = _option("", "system text before the first turn (templates system, chat, think, short_think)")
+    shots: str = _option("0", "solved training problems shown before each question, or a text file shown instead")
+    bos: bool = _option(False, "start every prompt with token 0")
     run: str = _option("", "run folder (default: runs/<task>-<model>-seed<seed>)")
     resume: str = _option("auto", "auto: continue a run found in the folder; never: refuse a folder that has one")
     seed: int = _option(0, "seed of noise, sampling and problem order")
     steps: int = _option(100, "training steps")
     population: int = _option(256, "members per step (even: they come in mirrored pairs)")
     prompts: int = _option(8, "problems that every member answers in a step")
-    samples: int = _option(1, "completions per member and problem")
+    samples: int = _option(1, "completions per member and problem; eval: answers besides the greedy one")
     sigma: float = _option(1e-3, "noise scale")
     rank: int = _option(1, "rank of a perturbation")
     lr: float = _option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps")
@@ -60,14 +66,18 @@ class Config:
         "what is perturbed: name=multiplier,...; a name is matrices, vectors, state, or a pattern like head.weight",
         factory=True,
     )
+    objective: str = _option("mean", "what counts of the samples: mean, pass (the best one), maj (the majority's)")
     fitness: str = _option("zscore", "shaping of rewards into fitness")
     optimizer: str = _option("sgd", "optimiser on the ES gradient")
     momentum: float = _option(0.9, "momentum, and Adam's beta1")
     weight_decay: float = _option(0.0, "anchored decay: W -= lr * weight_decay * (W - W0)")
     master: str = _option("fp32", "bf16 weights: keep an fp32 master copy, or round stochastically")
     dtype: str = _option("auto", "dtype of the weights in the engine; auto: the file's (bf16 becomes fp32 on a CPU)")
+    quantize: str = _option("none", "int8: large matrices in 8 bits, steps rounded stochastically to their grid")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
-    engine: str = _option("auto", "numba: fused CPU kernels; torch: any device; auto: the fastest that can")
+    engine: str = _option(
+        "auto", "numba: fused CPU kernels; triton: GPU ones, untried; torch: anywhere; auto: numba or torch"
+    )
     threads: int = _option(0, "CPU threads (0: all cores)")
     slots: int = _option(256, "generations in flight")
     max_new: int = _option(0, "longest completion in tokens (0: the task's own)")
@@ -78,13 +88,22 @@ class Config:
     eval_size: int = _option(200, "held-out problems per evaluation (0: all)")
     snapshot_every: int = _option(10, "snapshot of the weights every k steps")
     keep: int = _option(2, "snapshots kept besides the best one")
+    reward: str = _option("", "your rewards with weights: file.py:fn=0.7,pkg.mod:fn=0.3 (default: the task's own)")
+    reward_signature: str = _option("auto", "how a reward of yours is called; auto: told by its parameters' names")
     reward_workers: int = _option(1, "processes that score answers (0: in this process, without time limits)")
     reward_timeout: float = _option(5.0, "seconds for one answer before its worker is killed")
     reward_error_limit: float = _option(0.5, "stop when more than this share of rewards fails")
+    tracker: str = _option("auto", "where scalars go besides metrics.jsonl; auto: TensorBoard where it is installed")
+    rank_timeout: float = _option(600.0, "seconds that processes wait for one that is silent before all end")
+    checksum_every: int = _option(10, "compare the weights of all processes every k steps")
     split: str = _option("test", "which split to evaluate")
+    base: str = _option("", "eval: a second checkpoint to compare the model with, on the same problems or text")
+    text: str = _option("", "eval: read this UTF-8 text instead of a task: perplexity, and KL to the base")
+    state: str = _option("", "file with an initial state (blocks.*.att.time_state) to start every text from")
     prompt: str = _option("", "generate: the question to answer")
     weights: str = _option("best", "export: which weights of the run")
-    out: str = _option("", "output file")
+    step: int = _option(-1, "number of steps taken (replay: -1 verifies every step)")
+    out: str = _option("", "output file; fork: the new run's folder")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -92,22 +111,29 @@ class Config:
         _check_targets(self.targets)
 
 
-_SIZES = ("population", "prompts", "samples", "rank", "slots", "keep", "snapshot_every")
-_POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout")
+_SIZES = ("population", "prompts", "samples", "rank", "slots", "keep", "snapshot_every", "checksum_every")
+_POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout", "rank_timeout")
 _COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "reward_workers")
 _NOT_NEGATIVE = (*_COUNTS, "momentum", "weight_decay", "temperature")
 _FRACTION = ("top_p", "schedule_end", "reward_error_limit")
-_ENGINE = ("dtype", "device", "engine", "threads", "slots", "max_new")
-_COMMON = ("model", "tokenizer", "task", "data", "template", "seed", *_ENGINE)
+_ENGINE = ("dtype", "quantize", "device", "engine", "threads", "slots", "max_new")
+_PROMPTING = ("template", "system", "shots", "bos")
+_COMMON = ("model", "tokenizer", "task", "data", *_PROMPTING, "seed", *_ENGINE)
+_CHAT = ("model", "tokenizer", "template", "system", "bos", "state", "seed", "dtype", "device", "threads", "max_new")
+_NOISE = ("sigma", "rank", "targets")
 _SAMPLING = ("temperature", "top_p", "top_k")
-_REWARD = ("reward_workers", "reward_timeout", "reward_error_limit")
-_NOT_TRAIN = {"split", "prompt", "weights", "out"}
+_REWARD = ("reward", "reward_signature", "reward_workers", "reward_timeout", "reward_error_limit")
+_NOT_TRAIN = {"split", "base", "text", "state", "prompt", "weights", "step", "out"}
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "train": tuple(f.name for f in fields(Config) if f.name not in _NOT_TRAIN),
-    "eval": (*_COMMON, *_SAMPLING, *_REWARD, "split", "eval_size", "samples", "out"),
-    "generate": (*(n for n in _COMMON if n not in ("data", "slots")), *_SAMPLING, "prompt", "samples"),
+    "eval": (*_COMMON, "state", *_SAMPLING, *_REWARD, "split", "eval_size", "samples", "base", "text", "out"),
+    "generate": (*(n for n in _COMMON if n not in ("data", "slots")), *_SAMPLING, "prompt", "samples", "state"),
+    "chat": (*_CHAT, *_SAMPLING),
+    "doctor": (*_COMMON, *_SAMPLING, *_REWARD, "eval_size", "prompts", "samples", "objective", *_NOISE),
     "export": ("run", "weights", "out"),
+    "replay": ("run", "step"),
+    "fork": ("run", "step", "out"),
 }
 PROVENANCE = "made_with"  # the key of a run folder's config.yaml that is no option: versions and the base checkpoint
 
@@ -138,6 +164,8 @@ def _check_ranges(config: Config) -> None:
             f"population must be even (members come in mirrored pairs); got {config.population}, "
             f"try {config.population + 1}"
         )
+    if config.objective != "mean" and config.samples == 1:
+        raise ConfigError(f"objective {config.objective} compares samples, and there is one; try samples 4")
     if config.momentum >= 1:
         raise ConfigError(f"momentum must be below 1; got {config.momentum}")
 
@@ -148,52 +176,6 @@ def _check_targets(targets: Mapping[str, float]) -> None:
     for pattern, multiplier in targets.items():
         if not (multiplier > 0 and math.isfinite(multiplier)):
             raise ConfigError(f"the multiplier of target {pattern!r} must be a number above 0; got {multiplier}")
-
-
-def load_file(path: str) -> dict[str, Any]:
-    """Read options from a YAML or TOML file (by its ending); a run folder's config.yaml is one of them.
-
-    Raises:
-        ConfigError: unreadable, not a mapping, or not parseable.
-    """
-    parse = _PARSERS.get(Path(path).suffix)
-    if parse is None:
-        raise ConfigError(f"a config file must end in {', '.join(_PARSERS)}; got {path!r}")
-    text = _read_text(path)
-    try:
-        values = parse(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
-    return {name: value for name, value in values.items() if name != PROVENANCE}
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
-
-
-def _parse_yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return {} if (values := yaml.safe_load(text)) is None else values
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
-def _parse_toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-_PARSERS = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".toml": _parse_toml}
 
 
 def build(values: Mapping[str, Any], verb: str = "train") -> Config:
@@ -220,8 +202,8 @@ def run_folder(config: Config) -> Path:
     """Return the run's folder: `config.run`, or runs/<task>-<model>-seed<seed>."""
     if config.run:
         return Path(config.run)
-    task = Path(config.task).name.removesuffix(".py")
-    return Path("runs", f"{task}-{model_name(config.model)}-seed{config.seed}")
+    tasks = [Path(part.rpartition("=")[0] or part).name.removesuffix(".py") for part in config.task.split(",")]
+    return Path("runs", f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}-seed{config.seed}")
 
 
 def model_name(path: str | Path) -> str:

@@ -19,3 +19,11 @@ class TaskError(RwkvEsError):
 
 class RewardError(RwkvEsError):
     """A reward function failed in a way that makes training meaningless."""
+
+
+class ClusterError(RwkvEsError):
+    """Processes that train together have lost one of them, or differ."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): what it is at is abandoned, what is on the disk stays good."""

@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rwkv_es import checkpoint
@@ -11,7 +12,9 @@ from rwkv_es.config import PROVENANCE, Config, model_name
 from rwkv_es.durable import writing
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.layout import STATE
-from rwkv_es.ledger import Snapshot, best, latest_snapshot, read_config, read_snapshot
+from rwkv_es.ledger import read_config
+from rwkv_es.quantize import moved
+from rwkv_es.snapshots import Snapshot, best, latest_snapshot, read_snapshot
 
 _SUFFIXES = (".pth", ".safetensors")
 
@@ -26,11 +29,14 @@ def export(config: Config) -> Path:
     if not config.run:
         raise ConfigError("export needs the folder of a run: rwkv-es export RUN")
     run = Path(config.run)
-    base = Path(read_config(run)[PROVENANCE]["base"])
+    made_with = read_config(run)[PROVENANCE]
+    base = Path(made_with["base"])
     out = Path(config.out) if config.out else default_out(run, base)
     if out.exists() and out.resolve() != default_out(run, base).resolve():
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     snapshot = _choose(run, config.weights)
+    if snapshot.params["emb.weight"].dtype == torch.int8:
+        _refuse_another_base(base, made_with["base_sha256"])
     for path in export_params(snapshot.params, base, out):
         print(f"wrote {path} (weights after {snapshot.step} steps)")
     return out
@@ -66,6 +72,14 @@ def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path
     return [out, *written]
 
 
+def _refuse_another_base(base: Path, sha256: str) -> None:
+    """Make sure that the file is there which int8 weights are relative to."""
+    if not base.exists() or checkpoint.sha256(base) != sha256:
+        raise CheckpointError(
+            f"the run's int8 weights are steps from the base {base} of sha256 {sha256}; it is not there, restore it"
+        )
+
+
 def _choose(run: Path, weights: str) -> Snapshot:
     known = best(run)
     if weights == "best" and known is not None:
@@ -95,7 +109,7 @@ def _fit(name: str, trained: Tensor, like: Tensor) -> Tensor:
     """Return a trained tensor in the base's dtype, which is rounded to from fp32."""
     if trained.shape != like.shape:
         raise CheckpointError(f"{name} is {tuple(trained.shape)} in the run, but {tuple(like.shape)} in the base")
-    fitted = trained.to("cpu", like.dtype)
+    fitted = moved(trained, like) if trained.dtype == torch.int8 else trained.to("cpu", like.dtype)
     if not fitted.isfinite().all():
         raise CheckpointError(f"{name} is not finite in {like.dtype}; export an earlier snapshot, or train gentler")
     return fitted

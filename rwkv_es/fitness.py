@@ -1,9 +1,39 @@
 """Rewards (N,P) to fitness (N,): N members answer the same P problems; NaN marks a missing reward."""
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+
+def combine(rewards: Tensor, objective: str, votes: Sequence[str] = ()) -> Tensor:
+    """Make one reward of the samples of each member and problem: (N,P,K) -> (N,P), NaN where all are missing.
+
+    mean: their average; pass: the best one; maj: the average of those that the most samples agree on, by their `votes`
+    (N*P*K; "" votes for nothing), so that a tie is shared.
+    """
+    if objective == "maj":
+        return _majority(rewards, votes)
+    if objective == "pass":
+        best = rewards.nan_to_num(nan=-torch.inf).amax(-1)
+        return torch.where(rewards.isnan().all(-1), torch.nan, best)
+    return rewards.nanmean(-1)
+
+
+def _majority(rewards: Tensor, votes: Sequence[str]) -> Tensor:
+    *outer, num_samples = rewards.shape
+    rows = rewards.reshape(-1, num_samples).tolist()
+    agreed = []
+    for row, values in enumerate(rows):
+        cast = votes[row * num_samples : (row + 1) * num_samples]
+        ballot = [(vote, value) for vote, value in zip(cast, values, strict=True) if not math.isnan(value)]
+        counts = Counter(vote for vote, _ in ballot if vote) or Counter(vote for vote, _ in ballot)
+        most = max(counts.values(), default=0)
+        winners = [value for vote, value in ballot if counts[vote] == most]
+        agreed.append(sum(winners) / len(winners) if winners else torch.nan)
+    return torch.tensor(agreed, dtype=rewards.dtype).reshape(outer)
 
 
 def shape(rewards: Tensor, method: str) -> Tensor:

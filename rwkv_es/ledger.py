@@ -1,33 +1,35 @@
-"""The run folder: append-only steps, atomic snapshots, the point where a run continues.
+"""The run folder: append-only steps and what else is noted, the point where a run continues.
 
 config.yaml            resolved options; under `made_with`: versions and the base checkpoint's sha256
-ledger.jsonl           one line a step, flushed to the disk: what the weights are a function of
+ledger.jsonl           one sealed line a step, flushed to the disk: what the weights are a function of
 metrics.jsonl          scalars; `step` counts the steps taken
 samples.jsonl          readable prompts, answers, rewards
-snapshots/step-000010  model.pth, optimizer.pt, meta.json: the weights after 10 steps
-snapshots/best.json    which snapshot answered held-out problems best, and its score
+snapshots              see snapshots.py
 """
 
-import json
+import hashlib
 import math
 import os
 import platform
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from rwkv_es import __version__, checkpoint, durable
 from rwkv_es.config import PROVENANCE
-from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.errors import ConfigError
+from rwkv_es.snapshots import Best, Snapshot, best, drop_snapshots, latest_snapshot, save_snapshot, snapshot_steps
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.
 _FREE = {"steps", "run", "resume", "threads", "keep", "snapshot_every", "reward_workers", "eval_every", "eval_size"}
+_FREE |= {"rank_timeout", "checksum_every", "tracker"}
+# What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
+_LASTING = {"seed", "targets", "rank", "optimizer", "momentum", "weight_decay", "master", "dtype", "quantize"}
+_LASTING |= {"base_sha256"}
+FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
 
 
 class Step(NamedTuple):
@@ -36,24 +38,11 @@ class Step(NamedTuple):
     step: int  # from 0
     rewards: list[list[float | None]]  # (N,P), None: missing
     fitness: list[float]  # (N,)
+    sigma: float
+    lr: float
     tokens: int
     seconds: float
     checksum: str  # of the weights after the step
-
-
-class Snapshot(NamedTuple):
-    """The weights after `step` steps, and what the optimiser remembered."""
-
-    step: int
-    params: checkpoint.Params
-    optimizer: dict[str, Any]
-
-
-class Best(NamedTuple):
-    """The snapshot that answered held-out problems best."""
-
-    step: int
-    score: float
 
 
 class Ledger:
@@ -62,6 +51,7 @@ class Ledger:
     def __init__(self, folder: Path, keep: int, lock: int) -> None:
         self.folder, self.keep, self._lock = folder, keep, lock
         self.steps: list[Step] = []
+        self._seal = ""
 
     @classmethod
     def open(cls, folder: Path, options: Mapping[str, Any], base: Path) -> "Ledger":
@@ -101,8 +91,10 @@ class Ledger:
     def append(self, step: Step) -> None:
         """Write a step; it is on the disk when this returns."""
         assert step.step == self.next_step, f"step {step.step} after {self.next_step} steps"
-        durable.append(self.folder / "ledger.jsonl", [step._asdict()], flush=True)
+        row = sealed(self._seal, step)
+        durable.append(self.folder / "ledger.jsonl", [row], flush=True)
         self.steps.append(step)
+        self._seal = row["seal"]
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a line of scalars."""
@@ -115,31 +107,22 @@ class Ledger:
     def save_snapshot(
         self, step: int, params: checkpoint.Params, optimizer: Mapping[str, Any], best_score: float | None = None
     ) -> None:
-        """Save the weights after `step` steps, whole or not at all; then prune to `keep` besides the best.
-
-        `best_score` is given where these are the best weights so far.
-
-        Raises:
-            ConfigError, CheckpointError: the files cannot be written.
-        """
-        target = _snapshot_folder(self.folder, step)
-        partial = target.with_name(f".partial-{step}")
-        with durable.writing(target):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            checkpoint.save(partial / "model.pth", params)
-            _save_optimizer(partial / "optimizer.pt", dict(optimizer))
-            durable.replace(partial / "meta.json", durable.line({"step": step, "rwkv_es": __version__}))
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            durable.sync(target.parent)
-            if best_score is not None:
-                durable.replace(target.with_name("best.json"), durable.line({"step": step, "score": best_score}))
-            self._prune()
+        """Save the weights after `step` steps, see `snapshots.save_snapshot`."""
+        save_snapshot(self.folder, Snapshot(step, params, dict(optimizer)), self.keep, best_score)
 
     def latest_snapshot(self) -> Snapshot | None:
         """Return the newest readable snapshot."""
         return latest_snapshot(self.folder)
+
+    def has_snapshot(self, step: int) -> bool:
+        """Say whether there is a snapshot of the weights after `step` steps."""
+        return step in snapshot_steps(self.folder)
+
+    def held_out(self, step: int) -> float | None:
+        """Return the held-out score noted for the weights after `step` steps."""
+        rows, _ = durable.read_lines(self.folder / "metrics.jsonl")
+        scores = [row["held_out_reward"] for row in rows if row.get("step") == step and "held_out_reward" in row]
+        return scores[-1] if scores else None
 
     def best(self) -> Best | None:
         """Return the best snapshot's step and score."""
@@ -156,33 +139,69 @@ class Ledger:
             raise ConfigError(f"{self.folder} holds a run; choose another --run, or continue it with --resume auto")
         if not path.exists() and snapshot_steps(self.folder):
             raise ConfigError(f"{self.folder} has snapshots but no ledger.jsonl; restore it, or choose another --run")
-        steps = [_read_step(path, number, row) for number, row in enumerate(durable.recover_lines_(path))]
-        if steps or snapshot_steps(self.folder):
-            _check_same_run(self.folder, options, made_with)
-        self.steps = steps
+        rows = durable.recover_lines_(path)
+        self.steps = [step for step, _ in unsealed(path, rows)]
+        self._seal = rows[-1]["seal"] if rows else ""
+        if self.steps or snapshot_steps(self.folder):
+            made_with = _check_same_run(self.folder, options, made_with, self.next_step)
         with durable.writing(self.folder):
             self._drop_untaken_()
             path.touch()
-            durable.replace(self.folder / "config.yaml", _config_text(options, made_with))
+            durable.replace(self.folder / "config.yaml", config_text(options, made_with))
 
     def _drop_untaken_(self) -> None:
         """Remove what is there of steps that will be taken again, or was left half done."""
-        for partial in self.folder.glob("snapshots/.partial-*"):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-        for step in snapshot_steps(self.folder):
-            if step > self.next_step:
-                shutil.rmtree(_snapshot_folder(self.folder, step))
+        drop_snapshots(self.folder, self.next_step)
         for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
             rows = durable.recover_lines_(path)
             kept = [row for row in rows if self.next_step and row.get("step", 0) <= self.next_step]
             if len(kept) < len(rows):
                 durable.replace(path, "".join(map(durable.line, kept)))
 
-    def _prune(self) -> None:
-        known = self.best()
-        others = [step for step in snapshot_steps(self.folder) if known is None or step != known.step]
-        for step in others[: -self.keep]:
-            shutil.rmtree(_snapshot_folder(self.folder, step))
+
+def sealed(seal_before: str, step: Step) -> dict[str, Any]:
+    """Return a step's row with its seal: a hash of the row and of all rows before it."""
+    row = step._asdict()
+    return {**row, "seal": _seal(seal_before, row)}
+
+
+def unsealed(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Step, str]]:
+    """Return the steps in a ledger's rows, each with its seal.
+
+    Raises:
+        ConfigError: a row is not the one that was written; it is named.
+    """
+    steps: list[tuple[Step, str]] = []
+    texts = path.read_bytes().split(b"\n") if rows else []
+    for number, row in enumerate(rows):
+        fields = {name: value for name, value in row.items() if name != "seal"}
+        seal = _seal(steps[-1][1] if steps else "", fields)
+        if set(fields) != set(Step._fields) or fields["step"] != number:
+            raise ConfigError(
+                f"{path} line {number + 1} is not step {number}; restore the file, or choose another --run"
+            )
+        if seal != row.get("seal") or durable.line(row).encode() != texts[number] + b"\n":
+            raise ConfigError(
+                f"{path} line {number + 1} (step {number}) is not what was written: its seal is broken; "
+                "restore the file, or choose another --run"
+            )
+        steps.append((Step(**fields), seal))
+    return steps
+
+
+def read_steps(folder: Path) -> list[Step]:
+    """Read a run folder's steps; nothing is changed there.
+
+    Raises:
+        ConfigError: a line is broken, even the last one, or is not the one that was written.
+    """
+    path = folder / "ledger.jsonl"
+    rows, num_bytes = durable.read_lines(path)
+    if path.exists() and path.stat().st_size > num_bytes:
+        raise ConfigError(
+            f"{path} line {len(rows) + 1} is torn or damaged; rwkv-es train drops it and takes that step again"
+        )
+    return [step for step, _ in unsealed(path, rows)]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -212,68 +231,19 @@ def provenance(base: Path) -> dict[str, str]:
     }
 
 
-def snapshot_steps(folder: Path) -> list[int]:
-    """Return the steps of a run folder's snapshots, oldest first."""
-    numbers = [path.name.removeprefix("step-") for path in folder.glob("snapshots/step-*")]
-    return sorted(int(number) for number in numbers if number.isdecimal())
-
-
-def latest_snapshot(folder: Path) -> Snapshot | None:
-    """Read the newest snapshot that is readable; damaged ones are passed over with a warning."""
-    for step in reversed(snapshot_steps(folder)):
-        try:
-            return read_snapshot(folder, step)
-        except CheckpointError as error:
-            print(f"rwkv-es: a damaged snapshot is passed over: {error}", file=sys.stderr)
-    return None
-
-
-def best(folder: Path) -> Best | None:
-    """Return which snapshot best.json names, if it is there."""
-    try:
-        named = json.loads((folder / "snapshots" / "best.json").read_bytes())
-        found = Best(int(named["step"]), float(named["score"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return found if found.step in snapshot_steps(folder) else None
-
-
-def read_snapshot(folder: Path, step: int) -> Snapshot:
-    """Read the snapshot of the weights after `step` steps.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    path = _snapshot_folder(folder, step)
-    params, _ = checkpoint.load(path / "model.pth")
-    try:
-        return Snapshot(step, params, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
-    except Exception as error:  # noqa: BLE001 - torch.load has no common error for damaged files
-        raise CheckpointError(f"{path / 'optimizer.pt'} cannot be read ({type(error).__name__})") from None
-
-
-def _snapshot_folder(folder: Path, step: int) -> Path:
-    return folder / "snapshots" / f"step-{step:06d}"
-
-
-def _save_optimizer(path: Path, state: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(str(error).splitlines()[0]) from None
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _check_same_run(folder: Path, options: Mapping[str, Any], made_with: Mapping[str, str]) -> None:
-    """Refuse to continue a run whose weights would have become others."""
+def _check_same_run(
+    folder: Path, options: Mapping[str, Any], made_with: Mapping[str, Any], next_step: int
+) -> Mapping[str, Any]:
+    """Refuse to continue a run whose weights would have become others. Returns what to note as its provenance."""
     old = read_config(folder)
     before = {**old, "base_sha256": old[PROVENANCE].get("base_sha256")}
     now = {**options, "base_sha256": made_with["base_sha256"]}
     names = [name for name in {**now, **before} if name not in (_FREE | {PROVENANCE})]
     if options["schedule"] != "constant":
         names.append("steps")  # the learning rate of the steps already taken depends on it
+    if (forked_at := old[PROVENANCE].get(FORKED_AT)) is not None:
+        made_with = {**made_with, FORKED_AT: forked_at}
+        names = [name for name in names if name in _LASTING or next_step > forked_at]
     changes = [
         f"{name} {before.get(name, 'unset')} (now {now.get(name, 'unset')})"
         for name in names
@@ -281,17 +251,13 @@ def _check_same_run(folder: Path, options: Mapping[str, Any], made_with: Mapping
     ]
     if changes:
         raise ConfigError(f"{folder} holds a run with {', '.join(changes)}; choose another --run, or give its options")
+    return made_with
 
 
-def _config_text(options: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
+def config_text(options: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
+    """Return what config.yaml holds."""
     return yaml.safe_dump({**options, PROVENANCE: dict(made_with)}, sort_keys=False, allow_unicode=True)
 
 
-def _read_step(path: Path, number: int, row: dict[str, Any]) -> Step:
-    try:
-        step = Step(**row)
-    except TypeError:
-        step = None
-    if step is None or step.step != number:
-        raise ConfigError(f"{path} line {number + 1} is not step {number}; restore the file, or choose another --run")
-    return step
+def _seal(seal_before: str, row: Mapping[str, Any]) -> str:
+    return hashlib.sha256((seal_before + durable.line(row)).encode()).hexdigest()[:16]

@@ -1,11 +1,13 @@
 """RWKV-7 (x070) recurrent forward of one token for S rows, each under its own perturbation."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rwkv_es import quantize
 from rwkv_es.checkpoint import Arch, Params
 from rwkv_es.lowrank import low_rank
 from rwkv_es.noise import StepNoise, sign
@@ -20,11 +22,17 @@ class Model(NamedTuple):
 
     params: Params
     arch: Arch
+    scales: Mapping[str, Tensor] = {}  # of the matrices held as int8: (o,) fp32
+
+    @property
+    def like(self) -> Tensor:
+        """A parameter that is never int8: it has the engine's dtype and device."""
+        return self.params["ln_out.weight"]
 
 
 def with_initial_state(model: Model) -> Model:
     """Return the model with a zero initial state (H,K_h,K_h) per layer, where it has none: something to tune."""
-    arch, like = model.arch, model.params["emb.weight"]
+    arch, like = model.arch, model.like
     names = [f"blocks.{i}.att.time_state" for i in range(arch.n_layer)]
     zeros = {name: like.new_zeros(arch.n_head, arch.head_size, arch.head_size) for name in names}
     return model._replace(params={**model.params, **zeros}) if names[0] not in model.params else model
@@ -49,7 +57,7 @@ class State(NamedTuple):
 
 def new_state(model: Model, num_rows: int) -> State:
     """Return the zero state of `num_rows` rows, on the model's device; the shifts take its dtype."""
-    arch, like = model.arch, model.params["emb.weight"]
+    arch, like = model.arch, model.like
     shift = like.new_zeros(arch.n_layer, num_rows, arch.n_embd)
     heads = (arch.n_layer, num_rows, arch.n_head, arch.head_size, arch.head_size)
     return State(shift, torch.zeros(heads, device=like.device), shift.clone())
@@ -66,15 +74,13 @@ class Factors(NamedTuple):
 
 def draw_factors(noise: StepNoise, model: Model, directions: range) -> Factors:
     """Draw A and B of every target for a range of directions, in the model's dtype and on its device."""
-    like = model.params["emb.weight"]
-    index, dtype = torch.arange(directions.start, directions.stop, device=like.device), like.dtype
-    pairs = {name: noise.factors(name, index) for name in noise.targets}
-    return Factors(
-        directions.start,
-        {name: a.to(dtype) for name, (a, _) in pairs.items()},
-        {name: b.to(dtype) for name, (_, b) in pairs.items()},
-        {name: noise.scale(name) for name in pairs},
-    )
+    index, dtype = torch.arange(directions.start, directions.stop, device=model.like.device), model.like.dtype
+    factors = Factors(directions.start, {}, {}, {})
+    for name in noise.targets:  # one by one, so that no more than one is held twice
+        a, b = noise.factors(name, index)
+        factors.a[name], factors.b[name] = a.to(dtype), b.to(dtype)
+        factors.scale[name] = noise.scale(name)
+    return factors
 
 
 class Weights(NamedTuple):
@@ -84,6 +90,7 @@ class Weights(NamedTuple):
     factors: Factors | None = None
     direction: Tensor | None = None  # (S,) int64: a row's place among the factors' directions
     sign: Tensor | None = None  # (S,): +1, -1, or 0 for a row under no perturbation
+    scales: Mapping[str, Tensor] = {}  # of the matrices held as int8
 
     def rows(self, rows: slice | Tensor) -> "Weights":
         """Return the weights as the chosen rows see them."""
@@ -93,7 +100,7 @@ class Weights(NamedTuple):
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
-        y = functional.linear(x, self.params[name])
+        y = product(x, self.params[name], self.scales.get(name))
         return y + self._low_rank(x, name, transpose=False) if self._is_target(name) else y
 
     def project(self, x: Tensor, name: str) -> Tensor:
@@ -112,7 +119,11 @@ class Weights(NamedTuple):
     def embed(self, tokens: Tensor) -> Tensor:
         """Look up the embedding: tokens (S,) int64 -> (S,C)."""
         name = "emb.weight"
-        x = self.params[name][tokens]
+        if name in self.scales:
+            matrix = quantize.Quantized(self.params[name], self.scales[name])
+            x = quantize.embed(tokens, matrix, self.params["ln_out.weight"].dtype)
+        else:
+            x = self.params[name][tokens]
         if self.factors is None or not self._is_target(name):
             return x
         a = self.factors.a[name][self.direction, tokens] * self._scale(name)[:, None]  # (S,r)
@@ -144,10 +155,20 @@ class Weights(NamedTuple):
         return low_rank(x, a, b, self.direction, self._scale(name))
 
 
+def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Return `x @ W.T`: x (S,i), weight (o,i) -> (S,o); a weight held as int8 comes with its scale (o,)."""
+    return functional.linear(x, weight) if scale is None else quantize.linear(x, quantize.Quantized(weight, scale))
+
+
+def unperturbed(model: Model) -> Weights:
+    """Return the weights as they are."""
+    return Weights(model.params, scales=model.scales)
+
+
 def perturb(model: Model, factors: Factors, members: Tensor) -> Weights:
     """Return the weights as rows of `members` (S,) int64 see them."""
-    dtype = model.params["emb.weight"].dtype
-    return Weights(model.params, factors, members // 2 - factors.first, sign(members).to(dtype))
+    signs = sign(members).to(model.like.dtype)
+    return Weights(model.params, factors, members // 2 - factors.first, signs, model.scales)
 
 
 def reset_rows_(state: State, weights: Weights, rows: Tensor) -> None:
@@ -244,15 +265,16 @@ def rows_differ(model: Model, num_rows: int) -> list[str]:
     Nothing is wrong with such a BLAS; but completions then depend on the number of slots in their last bits.
     """
     by_shape = {tuple(w.shape): name for name, w in model.params.items() if w.dim() == 2 and "r_k" not in name}
-    return [name for name in by_shape.values() if not _rows_are_equal(model.params[name], num_rows)]
+    return [name for name in by_shape.values() if not _rows_are_equal(model, name, num_rows)]
 
 
-def _rows_are_equal(weight: Tensor, num_rows: int) -> bool:
+def _rows_are_equal(model: Model, name: str, num_rows: int) -> bool:
     """Compare the first, middle and last 8 rows of a product (num_rows,i) @ (i,o) with products of 8 rows."""
-    weight = weight[:4096]  # a sample of a large head's outputs
-    x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(weight.dtype)
+    weight, scale = model.params[name][:4096], model.scales.get(name)  # a sample of a large head's outputs
+    scale = scale if scale is None else scale[:4096]
+    x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(model.like.dtype)
     x = x.reshape(num_rows, -1)
-    whole = functional.linear(x, weight)
+    whole = product(x, weight, scale)
     starts = {0, num_rows // 2 // ROW_MULTIPLE * ROW_MULTIPLE, num_rows - ROW_MULTIPLE}
     blocks = [slice(start, start + ROW_MULTIPLE) for start in starts]
-    return all(torch.equal(functional.linear(x[block], weight), whole[block]) for block in blocks)
+    return all(torch.equal(product(x[block], weight, scale), whole[block]) for block in blocks)

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-_LANES = 8  # blocks computed side by side, so that the compiler can vectorise over them
+LANES = 8  # blocks computed side by side, so that the compiler can vectorise over them
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -16,11 +16,11 @@ def fill_from_table(out, directions, step, key, table):
     """
     num_values = out.shape[1]
     num_blocks = (num_values + 15) // 16
-    words = np.empty((4, _LANES), np.uint64)
+    words = np.empty((4, LANES), np.uint64)
     for d in range(len(directions)):
-        for first in range(0, num_blocks, _LANES):
-            _philox_lanes(words, first, directions[d], step, key)
-            for lane in range(min(_LANES, num_blocks - first)):
+        for first in range(0, num_blocks, LANES):
+            philox_lanes(words, first, directions[d], step, key)
+            for lane in range(min(LANES, num_blocks - first)):
                 place = (first + lane) * 16
                 for i in range(min(16, num_values - place)):
                     shift = np.uint64(8 * (i % 4))
@@ -28,8 +28,9 @@ def fill_from_table(out, directions, step, key, table):
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _philox_lanes(words, first, direction, step, key):
-    for lane in range(_LANES):
+def philox_lanes(words, first, direction, step, key):
+    """Fill words (4,LANES) with the random words of the blocks first, first + 1, ... of a direction."""
+    for lane in range(LANES):
         c0, c1, c2, c3 = np.uint64(first + lane), np.uint64(direction), np.uint64(step), np.uint64(0)
         k0, k1 = key[0], key[1]
         for _ in range(10):

@@ -1,7 +1,9 @@
 """What a person sees of a run: timings, summaries, samples and one line per step."""
 
+import math
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -31,7 +33,31 @@ class Clock:
         return self._last - self._start
 
 
-def summary(rewards: Tensor, answers: Answers, scores: Scores) -> dict[str, float]:
+class Tally(NamedTuple):
+    """What is counted of answers: one process's, or all of them added up."""
+
+    answers: float
+    read: float  # tokens, of prompts too
+    sampled: float  # tokens
+    stopped: float  # answers that came to an end by themselves
+    errors: float  # of the reward
+    timeouts: float
+
+
+def tally(answers: Answers, scores: Scores) -> Tally:
+    """Count a process's answers."""
+    completions = answers.rollout.completions
+    return Tally(
+        len(completions),
+        answers.rollout.num_read,
+        sum(len(completion.tokens) for completion in completions),
+        sum(completion.finish == "stop" for completion in completions),
+        scores.errors,
+        scores.timeouts,
+    )
+
+
+def summary(rewards: Tensor, counted: Tally) -> dict[str, float]:
     """Summarise a step: rewards (N,P) with NaN for missing ones."""
     by_member = rewards.nanmean(1)
     by_member = by_member[~by_member.isnan()]
@@ -40,31 +66,42 @@ def summary(rewards: Tensor, answers: Answers, scores: Scores) -> dict[str, floa
         "reward_std_of_members": by_member.std(correction=0).item(),
         "reward_of_best_member": by_member.max().item() if len(by_member) else 0.0,
         "share_of_problems_with_signal": has_signal(rewards).double().mean().item(),
-        **lengths(answers),
-        "reward_errors": scores.errors,
-        "reward_timeouts": scores.timeouts,
+        **lengths(counted),
+        "reward_errors": counted.errors,
+        "reward_timeouts": counted.timeouts,
     }
 
 
-def lengths(answers: Answers) -> dict[str, float]:
+def lengths(counted: Tally) -> dict[str, float]:
     """Say how long the answers are and how many came to an end by themselves."""
-    completions = answers.rollout.completions
     return {
-        "tokens_read": answers.rollout.num_read,
-        "tokens_per_answer": sum(len(c.tokens) for c in completions) / len(completions),
-        "share_stopped": sum(c.finish == "stop" for c in completions) / len(completions),
+        "tokens_read": counted.read,
+        "tokens_per_answer": counted.sampled / counted.answers,
+        "share_stopped": counted.stopped / counted.answers,
     }
 
 
-def held_out(answers: Answers, scores: Scores) -> dict[str, float]:
+def waits(busy_s: Sequence[float]) -> dict[str, float]:
+    """Say how long each of several processes waited in a step for the slowest one."""
+    if len(busy_s) == 1:
+        return {}
+    return {f"wait_s_of_rank_{rank}": max(busy_s) - seconds for rank, seconds in enumerate(busy_s)}
+
+
+def held_out(rewards: Sequence[float | None], counted: Tally) -> dict[str, float]:
     """Summarise a held-out evaluation; a missing reward counts as 0."""
-    rewards = [reward or 0.0 for reward in scores.rewards]
+    values = as_numbers(rewards)
     return {
-        "held_out_reward": sum(rewards) / len(rewards),
-        "held_out_accuracy": sum(reward >= 1 for reward in rewards) / len(rewards),
-        "held_out_problems": len(rewards),
-        **{f"held_out_{name}": value for name, value in lengths(answers).items()},
+        "held_out_reward": sum(values) / len(values),
+        "held_out_accuracy": sum(reward >= 1 for reward in values) / len(values),
+        "held_out_problems": len(values),
+        **{f"held_out_{name}": value for name, value in lengths(counted).items()},
     }
+
+
+def as_numbers(rewards: Sequence[float | None]) -> list[float]:
+    """Return rewards for an evaluation, where a missing one counts as 0."""
+    return [0.0 if reward is None or math.isnan(reward) else reward for reward in rewards]
 
 
 def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from rwkv_es.durable import read_lines, replace, writing
-from rwkv_es.ledger import best, read_config
+from rwkv_es.ledger import read_config
+from rwkv_es.snapshots import best
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6

@@ -5,30 +5,25 @@ import math
 import os
 import pickle
 import signal
-import sys
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection, get_context
-from multiprocessing.connection import Connection
-from numbers import Real
-from pathlib import Path
+from statistics import fmean
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rwkv_es.errors import RewardError
-from rwkv_es.task import Problem, load_task
+from rwkv_es.mixture import load_tasks
+from rwkv_es.scoring import NO_LOGS, Result, Scoring, load, score_one, serve
+from rwkv_es.signatures import Answer
+from rwkv_es.task import Problem
 
 BATCH_SIZE = 64
-MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task
 STARTUP_S = 60.0
 ORPHAN_S = 1.0  # how far over its time limit a worker goes before it ends itself, if nobody kills it
 MIN_ITEMS_FOR_LIMIT = 16
-MAX_ERROR_CHARS = 4000
 ALARM = getattr(signal, "SIGALRM", 0)
-
-Reward = Callable[[Problem, str], Any]
 
 
 class Scores(NamedTuple):
@@ -38,14 +33,7 @@ class Scores(NamedTuple):
     errors: int
     timeouts: int
     first_error: str  # traceback of the first failure in the order of the texts; "" without failures
-
-
-class Result(NamedTuple):
-    """One scored text."""
-
-    reward: float | None
-    error: str = ""
-    is_timeout: bool = False
+    metrics: Mapping[str, float] = NO_LOGS  # what the rewards log, averaged over the texts that have it
 
 
 class RewardPool:
@@ -58,9 +46,24 @@ class RewardPool:
         TaskError: the task cannot be loaded.
     """
 
-    def __init__(self, task_spec: str, data: str, workers: int, timeout_s: float, error_limit: float) -> None:
-        self._reward = load_task(task_spec, data).reward
-        self._settings = (task_spec, data, timeout_s)
+    def __init__(
+        self,
+        task_spec: str,
+        data: str,
+        workers: int,
+        timeout_s: float,
+        error_limit: float,
+        *,
+        reward: str = "",
+        signature: str = "auto",
+    ) -> None:
+        scoring = Scoring(task_spec, data, reward, signature)
+        task = load_tasks(task_spec, data)
+        if not workers and task.timeout_s < math.inf:
+            raise RewardError(f"the scorer of task {task.name} may hang, so it needs reward_workers of 1 or more")
+        self._scorer = None if workers else load(scoring)
+        self._sends_ids = bool(reward)
+        self._settings = (scoring, min(timeout_s, task.timeout_s))
         self._error_limit = error_limit
         self._workers = [_Worker(*self._settings) for _ in range(workers)]
 
@@ -75,17 +78,26 @@ class RewardPool:
         for worker in self._workers:
             worker.kill()
 
-    def score(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
+    def score(
+        self,
+        problems: Sequence[Problem],
+        texts: Sequence[str],
+        token_ids: Sequence[Sequence[int]] | None = None,
+        step: int = 0,
+    ) -> Scores:
         """Score each text against its problem. Rewards depend on neither the number of workers nor their speed.
+
+        `token_ids` of the completions and the `step` are for rewards that ask for them.
 
         Raises:
             RewardError: of 16 texts or more, a larger share than `error_limit` failed; or no worker can start.
         """
-        items = list(zip(problems, texts, strict=True))
+        ids = token_ids if token_ids is not None and self._sends_ids else [None] * len(texts)
+        items = [Answer(*item, step) for item in zip(problems, texts, ids, strict=True)]
         tally = _Tally(len(items), self._error_limit)
-        if not self._workers:
+        if self._scorer is not None:
             for index, item in enumerate(items):
-                tally.put_(index, score_one(self._reward, *item))
+                tally.put_(index, score_one(self._scorer, item))
             return tally.scores()
         try:
             self._dispatch(items, tally)
@@ -95,7 +107,7 @@ class RewardPool:
             raise
         return tally.scores()
 
-    def _dispatch(self, items: Sequence[tuple[Problem, str]], tally: "_Tally") -> None:
+    def _dispatch(self, items: Sequence[Answer], tally: "_Tally") -> None:
         """Hand out batches until all is scored; a worker that fails costs one item, the rest of its batch goes back."""
         waiting = deque(range(len(items)))
         while True:
@@ -149,17 +161,23 @@ class _Tally:
         failed = [result for result in known if result.error]
         timeouts = sum(result.is_timeout for result in failed)
         first_error = failed[0].error if failed else ""
-        return Scores([result.reward for result in known], len(failed) - timeouts, timeouts, first_error)
+        rewards = [result.reward for result in known]
+        return Scores(rewards, len(failed) - timeouts, timeouts, first_error, _averages(known))
+
+
+def _averages(results: Sequence[Result]) -> dict[str, float]:
+    names = sorted({name for result in results for name in result.logs})
+    return {name: fmean(result.logs[name] for result in results if name in result.logs) for name in names}
 
 
 class _Worker:
     """One process, seen from the parent; `pending` are the indices it was sent and has not scored."""
 
-    def __init__(self, task_spec: str, data: str, timeout_s: float) -> None:
+    def __init__(self, scoring: Scoring, timeout_s: float) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, task_spec, data, timeout_s + ORPHAN_S)
-        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        arguments = (theirs, scoring, timeout_s + ORPHAN_S)
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.timeout_s = timeout_s
@@ -167,7 +185,7 @@ class _Worker:
         self.pending: deque[int] = deque()
         self.is_ready = self.is_lost = False
 
-    def send_(self, indices: list[int], items: Sequence[tuple[Problem, str]]) -> None:
+    def send_(self, indices: list[int], items: Sequence[Answer]) -> None:
         self.pending.extend(indices)
         self.deadline = time.monotonic() + self.timeout_s
         try:
@@ -230,67 +248,3 @@ class _Worker:
         if is_late or code == -ALARM:
             return Result(0.0, f"the reward ran over its time limit of {self.timeout_s:g} s", is_timeout=True)
         return Result(0.0, f"the reward ended its process (exit code {code}; a negative one is a signal)")
-
-
-def score_one(reward: Reward, problem: Problem, text: str) -> Result:
-    """Call a reward; what it raises, and a value that is no finite number or None, becomes a failure."""
-    try:
-        value = reward(problem, text)
-        return Result(None if value is None else _finite(value))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001  SystemExit too, and math-verify's timeout is no Exception
-        return Result(0.0, traceback.format_exc()[-MAX_ERROR_CHARS:])
-
-
-def _finite(value: Any) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"the reward must be a number or None (not applicable); got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"the reward must be finite, or None (not applicable); got {value}")
-    return float(value)
-
-
-def _serve(parent: Connection, task_spec: str, data: str, alarm_s: float) -> None:
-    """Score batches until the parent hangs up; first thing said is "" or why the task cannot be loaded."""
-    _isolate()
-    try:
-        reward = load_task(task_spec, data).reward
-    except BaseException:  # noqa: BLE001  any reason at all is reported to the parent, which raises
-        parent.send(traceback.format_exc()[-MAX_ERROR_CHARS:])
-        return
-    _limit_memory()
-    parent.send("")
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            for problem, text in parent.recv():
-                _set_alarm(alarm_s)
-                parent.send(tuple(score_one(reward, problem, text)))
-            _set_alarm(0.0)
-
-
-def _isolate() -> None:
-    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to nowhere."""
-    if hasattr(os, "setsid"):
-        os.setsid()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def _limit_memory() -> None:
-    """Make an allocation beyond the limit a MemoryError rather than the machine's death (Linux)."""
-    if sys.platform == "linux":
-        import resource
-
-        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = num_pages * resource.getpagesize() + MEMORY_BYTES
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        if hard == resource.RLIM_INFINITY or limit < hard:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _set_alarm(seconds: float) -> None:
-    """Let the system end this process then, even inside C code: a hung worker whose parent is gone kills itself."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)

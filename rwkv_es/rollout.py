@@ -8,15 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es import fused
+from rwkv_es import fused, gpu
 from rwkv_es import model as torch_engine
 from rwkv_es.errors import ConfigError
-from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, new_state, perturb, reset_rows_
+from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.pool import Admission, Move, Pool, Prefix, Request
 from rwkv_es.sampler import Sampling, sample
 from rwkv_es.tokenizer import Stops
 
 _SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
+_NEEDS = {
+    "numba": "a CPU, numba, fp32 weights",
+    "triton": "a GPU, Triton, fp32 or bf16 weights that are not int8",
+}
 
 
 class Decoding(NamedTuple):
@@ -25,7 +29,7 @@ class Decoding(NamedTuple):
     stops: Stops
     sampling: Sampling = Sampling()
     slots: int = 256
-    engine: str = "auto"  # or "torch", "numba"
+    engine: str = "auto"  # or "torch", "numba", "triton"
     threads: int = 1  # of the numba engine
 
 
@@ -53,7 +57,7 @@ def rollout(model: Model, requests: Sequence[Request], decoding: Decoding, facto
     rows = _Rows(model, requests, decoding, factors)
     done: dict[Request, Completion] = {}
     num_ticks = num_read = 0
-    with _engine_of(model, decoding, factors) as engine:
+    with engine_of(model, decoding, factors) as engine:
         while not pool.is_done:
             rows.admit_(pool.admit())
             rows.forget_(pool.release())
@@ -67,16 +71,28 @@ def rollout(model: Model, requests: Sequence[Request], decoding: Decoding, facto
 
 
 @contextmanager
-def _engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Any]:
-    """Choose what computes `forward` and `logits`: the fused CPU kernels where they can, else plain torch."""
-    is_able = decoding.engine != "torch" and fused.is_able(model, factors)
-    if decoding.engine == "numba" and not is_able:
-        raise ConfigError("engine numba needs a CPU, numba, fp32 weights and matrices as targets; try --engine auto")
-    if is_able:
+def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Any]:
+    """Choose what computes `forward` and `logits`: fused CPU kernels where they can, else plain torch.
+
+    The Triton engine has been proved in its interpreter only, so it is used where it is asked for.
+    """
+    name = decoding.engine
+    if name == "auto":
+        name = "numba" if fused.is_able(model, factors) else "torch"
+    if name == "torch":
+        yield torch_engine
+    elif not _is_able(name, model, factors):
+        raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
+    elif name == "numba":
         with fused.running(model, factors, decoding.threads) as engine:
             yield engine
     else:
-        yield torch_engine
+        with gpu.running(model, factors) as engine:
+            yield engine
+
+
+def _is_able(name: str, model: Model, factors: Factors | None) -> bool:
+    return (fused if name == "numba" else gpu).is_able(model, factors)
 
 
 class _Rows:
@@ -181,7 +197,7 @@ class _Rows:
         self.num_written[rows] += 1
 
     def _weights(self) -> Weights:
-        return Weights(self.model.params) if self.factors is None else perturb(self.model, self.factors, self.member)
+        return unperturbed(self.model) if self.factors is None else perturb(self.model, self.factors, self.member)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         counts = (self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork)

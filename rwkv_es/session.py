@@ -8,16 +8,29 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_es.checkpoint import Params, load, resolve
+from rwkv_es.checkpoint import Arch, Params, load, load_state, resolve
 from rwkv_es.config import Config
 from rwkv_es.errors import ConfigError
+from rwkv_es.mixture import load_tasks, overlap
 from rwkv_es.model import Factors, Model, rows_differ
 from rwkv_es.pool import Request, with_forks
+from rwkv_es.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
+from rwkv_es.quantize import is_quantizable, quantize
 from rwkv_es.reward import RewardPool
-from rwkv_es.rollout import Decoding, Rollout, padded, rollout
+from rwkv_es.rollout import Completion, Decoding, Rollout, padded, rollout
 from rwkv_es.sampler import Sampling
-from rwkv_es.task import Problem, Task, load_task, opening, render
-from rwkv_es.tokenizer import Tokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.task import PART, Problem, Task
+from rwkv_es.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
+
+
+class Part(NamedTuple):
+    """How the problems of one task are asked: the whole task, or a part of a mixture."""
+
+    opening: str
+    strings: tuple[str, ...]  # an answer ends before them
+    ends: tuple[str, ...]  # and after these
+    stops: Stops
+    max_new: int
 
 
 class Session(NamedTuple):
@@ -28,9 +41,12 @@ class Session(NamedTuple):
     model: Model  # a copy of the base in the engine's dtype, to be changed in place
     tokenizer: Tokenizer
     task: Task
-    template: str
+    template: str  # of a mixture, as max_new and decoding.stops: of its first part
     max_new: int
     decoding: Decoding
+    parts: tuple[Part, ...]
+    prompting: Prompting
+    has_bos: bool = False
 
 
 class Answers(NamedTuple):
@@ -40,6 +56,11 @@ class Answers(NamedTuple):
     texts: list[str]  # what the scorer reads
     rollout: Rollout
 
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """The tokens of each answer, without its opening."""
+        return [completion.tokens for completion in self.rollout.completions]
+
 
 def open_session(config: Config) -> Session:
     """Load what the options name.
@@ -47,32 +68,71 @@ def open_session(config: Config) -> Session:
     Raises:
         ConfigError, CheckpointError, TaskError: something cannot be loaded or does not fit.
     """
-    torch.set_num_threads(config.threads or torch.get_num_threads())
-    device = _device(config.device)
-    path = resolve(config.model)
-    base, arch = load(path)
-    task = load_task(config.task, config.data)
-    tokenizer = load_tokenizer(config.tokenizer, path, arch.n_vocab)
-    dtype = _dtype(config.dtype, base["emb.weight"].dtype, device)
-    params = {name: tensor.to(device, dtype, copy=True) for name, tensor in base.items()}
+    path, base, model = open_model(config)
+    task = load_tasks(config.task, config.data)
+    tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
+    prompting = Prompting(config.template, config.system, config.shots)
+    parts = tuple(_part(part, tokenizer, prompting, config.max_new) for part in task.parts or (task,))
     sampling = Sampling(config.seed, config.temperature, config.top_p, config.top_k)
     return Session(
         path,
         base,
-        Model(params, arch),
+        model,
         tokenizer,
         task,
-        task.template if config.template == "auto" else config.template,
-        config.max_new or task.max_new,
-        Decoding(make_stops(tokenizer, task.stop), sampling, config.slots, config.engine, torch.get_num_threads()),
+        template_of(task, prompting),
+        parts[0].max_new,
+        Decoding(parts[0].stops, sampling, config.slots, config.engine, torch.get_num_threads()),
+        parts,
+        prompting,
+        config.bos,
     )
+
+
+def _part(task: Task, tokenizer: Tokenizer, prompting: Prompting, max_new: int) -> Part:
+    strings = stops_of(task, prompting)
+    stops = make_stops(tokenizer, (*strings, *task.ends))
+    return Part(opening_of(task, prompting), strings, task.ends, stops, max_new or task.max_new)
+
+
+def open_model(config: Config) -> tuple[Path, Params, Model]:
+    """Load the base checkpoint. Returns its path, the tensors as in the file, and a copy for the engine.
+
+    Raises:
+        ConfigError, CheckpointError: it cannot be loaded, or the device cannot be used.
+    """
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    device = _device(config.device)
+    path = resolve(config.model)
+    base, arch = load(path)
+    if config.state:
+        base = {**base, **load_state(config.state, arch)}
+    dtype = _dtype(config.dtype, base["emb.weight"].dtype, device)
+    return path, base, _engine_copy(base, arch, (device, dtype), config.quantize == "int8")
+
+
+def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], is_int8: bool) -> Model:
+    """Copy the base tensor by tensor: what is held beside the copy is one tensor of the memory-mapped file."""
+    params, scales = {}, {}
+    for name, tensor in base.items():
+        if is_int8 and is_quantizable(name, tuple(tensor.shape)):
+            params[name], scales[name] = quantize(tensor, like[0])
+        else:
+            params[name] = tensor.to(*like, copy=True)
+    return Model(params, arch, scales)
 
 
 @contextmanager
 def open_scorers(config: Config) -> Iterator[RewardPool]:
     """Start the worker processes that score answers."""
     with RewardPool(
-        config.task, config.data, config.reward_workers, config.reward_timeout, config.reward_error_limit
+        config.task,
+        config.data,
+        config.reward_workers,
+        config.reward_timeout,
+        config.reward_error_limit,
+        reward=config.reward,
+        signature=config.reward_signature,
     ) as scorers:
         yield scorers
 
@@ -84,6 +144,17 @@ def warn_if_rows_differ(session: Session) -> None:
         print(
             f"rwkv-es: a row of {differing[0]} has other last bits among {session.decoding.slots} slots than "
             "among 8 on this machine; results repeat exactly only with the same --slots",
+            file=sys.stderr,
+        )
+
+
+def warn_if_splits_overlap(session: Session) -> None:
+    """Say on stderr where held-out problems are trained on too: their score then says little."""
+    train, test = session.task.problems("train"), session.task.problems("test")
+    if num_shared := overlap(train, test):
+        print(
+            f"rwkv-es: {num_shared} of the {len(test)} held-out problems are also training problems; for an honest "
+            "score pass --data with a folder of train.jsonl and test.jsonl that share none",
             file=sys.stderr,
         )
 
@@ -102,18 +173,31 @@ AS_IT_IS = Asked((-1,))  # the unperturbed model, once
 
 def answer(session: Session, problems: Sequence[Problem], asked: Asked = AS_IT_IS) -> Answers:
     """Let every member answer every problem `samples` times."""
-    prompts = [encode_prompt(session, problem.prompt) for problem in problems]
-    requests = with_forks(
-        [
-            Request(member, index, prompt, session.max_new, sample, asked.step)
-            for member in asked.members
-            for index, prompt in enumerate(prompts)
-            for sample in range(asked.samples)
-        ]
-    )
-    result = rollout(session.model, requests, session.decoding, asked.factors)
-    texts = [_text(session, completion.tokens) for completion in result.completions]
+    prompts = [encode_prompt(session, problem) for problem in problems]
+    parts = [part_of(session, problem) for problem in problems]
+    requests = [
+        Request(member, index, prompt, parts[index].max_new, sample, asked.step)
+        for member in asked.members
+        for index, prompt in enumerate(prompts)
+        for sample in range(asked.samples)
+    ]
+    result = _roll_out(session, requests, parts, asked.factors)
+    answered = list(zip(requests, result.completions, strict=True))
+    texts = [_text(session, parts[request.problem], completion.tokens) for request, completion in answered]
     return Answers([problems[request.problem] for request in requests], texts, result)
+
+
+def _roll_out(session: Session, requests: Sequence[Request], parts: Sequence[Part], factors: Factors | None) -> Rollout:
+    """Generate all completions; those of a mixture's parts that stop at other strings one after the other."""
+    results: dict[int, Completion] = {}
+    num_ticks = num_read = 0
+    for strings, stops in {part.stops.strings: part.stops for part in parts}.items():
+        places = [i for i, request in enumerate(requests) if parts[request.problem].stops.strings == strings]
+        together = with_forks([requests[place] for place in places])
+        found = rollout(session.model, together, session.decoding._replace(stops=stops), factors)
+        results.update(zip(places, found.completions, strict=True))
+        num_ticks, num_read = num_ticks + found.num_ticks, num_read + found.num_read
+    return Rollout([results[place] for place in range(len(requests))], num_ticks, num_read)
 
 
 def greedy(session: Session) -> Session:
@@ -122,20 +206,25 @@ def greedy(session: Session) -> Session:
     return session._replace(decoding=decoding._replace(sampling=decoding.sampling._replace(temperature=0.0)))
 
 
-def encode_prompt(session: Session, question: str) -> tuple[int, ...]:
+def encode_prompt(session: Session, problem: Problem) -> tuple[int, ...]:
     """Render and tokenise a question.
 
     Raises:
         ConfigError: nothing is left to read.
     """
-    prompt = tuple(session.tokenizer.encode(render(session.template, question)))
+    prompt = tuple(session.tokenizer.encode(prompt_of(session.task, problem, session.prompting)))
     if not prompt:
         raise ConfigError(f"the prompt is empty after the template {session.template!r}; ask something")
-    return prompt
+    return (END_ID, *prompt) if session.has_bos else prompt
 
 
-def _text(session: Session, tokens: Sequence[int]) -> str:
-    return opening(session.template) + cut(session.tokenizer.decode(tokens), session.task.stop)
+def part_of(session: Session, problem: Problem) -> Part:
+    """Return how a problem is asked."""
+    return session.parts[problem.meta.get(PART, 0)]
+
+
+def _text(session: Session, part: Part, tokens: Sequence[int]) -> str:
+    return part.opening + cut(session.tokenizer.decode(tokens), part.strings, part.ends)
 
 
 def _device(name: str) -> torch.device:

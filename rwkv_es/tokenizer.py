@@ -1,6 +1,7 @@
 """Text to token ids and back: RWKV World, or any Hugging Face `tokenizers` JSON; and where a completion stops."""
 
 import importlib.util
+from ast import literal_eval
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -38,20 +39,28 @@ class WorldTokenizer:
     n_vocab, end_id = WORLD_SIZE, END_ID
 
     def __init__(self) -> None:
-        from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
-
-        spec = importlib.util.find_spec("rwkv")
-        assert spec is not None and spec.origin is not None
-        self._trie = TRIE_TOKENIZER(str(Path(spec.origin).with_name("rwkv_vocab_v20230424.txt")))
+        self._ids = _read_world()
+        lengths: dict[int, set[int]] = {}
+        for token in self._ids:
+            lengths.setdefault(token[0], set()).add(len(token))
+        self._lengths = {byte: sorted(found, reverse=True) for byte, found in lengths.items()}
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id; empty for the end token."""
-        return [self._trie.idx2token.get(i, b"") for i in range(WORLD_SIZE)]
+        tokens = {i: token for token, i in self._ids.items()}
+        return [tokens.get(i, b"") for i in range(WORLD_SIZE)]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; a lone surrogate is read as U+FFFD."""
-        return list(self._trie.encodeBytes(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()))
+        data = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+        ids, place = [], 0
+        while place < len(data):
+            parts = (data[place : place + length] for length in self._lengths[data[place]])
+            token = next(part for part in parts if part in self._ids)  # every byte is a token
+            ids.append(self._ids[token])
+            place += len(token)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
@@ -116,9 +125,22 @@ def load_tokenizer(spec: str, model_path: Path, n_vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def _read_world() -> dict[bytes, int]:
+    """Read the vocabulary: lines of an id, a Python literal and its length in bytes.
+
+    The package's own tokenizer holds 300 MB in a trie of lists.
+    """
+    spec = importlib.util.find_spec("rwkv")
+    assert spec is not None and spec.origin is not None
+    lines = Path(spec.origin).with_name("rwkv_vocab_v20230424.txt").read_text(encoding="utf-8").splitlines()
+    literals = ((line[: line.index(" ")], line[line.index(" ") : line.rindex(" ")].strip()) for line in lines)
+    tokens = ((int(i), literal_eval(literal)) for i, literal in literals)
+    return {token.encode() if isinstance(token, str) else token: i for i, token in tokens}
+
+
 @cache
 def _world() -> WorldTokenizer:
-    return WorldTokenizer()  # the package takes seconds to read its vocabulary
+    return WorldTokenizer()
 
 
 def _find(model_path: Path, n_vocab: int) -> str:
@@ -161,10 +183,11 @@ def make_stops(tokenizer: Tokenizer, strings: Sequence[str]) -> Stops:
     return Stops(tokenizer.end_id, wanted, can_end, tokenizer.token_bytes)
 
 
-def cut(text: str, strings: Sequence[str]) -> str:
-    """Return the text before the first of the stop strings."""
-    ends = [text.index(string) for string in strings if string and string in text]
-    return text[: min(ends)] if ends else text
+def cut(text: str, strings: Sequence[str], ends: Sequence[str] = ()) -> str:
+    """Return the text before the first of the stop strings; an end string stays, what follows the first does not."""
+    places = [text.index(string) for string in strings if string and string in text]
+    places += [text.index(end) + len(end) for end in ends if end in text]
+    return text[: min(places)] if places else text
 
 
 def _can_end(data: bytes, string: bytes) -> bool:

@@ -1,107 +1,178 @@
 """`rwkv-es train`: evolution strategies with low-rank perturbations (EGGROLL, arXiv 2511.16652)."""
 
 import math
-import random
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rwkv_es.cluster import Cluster, joined
 from rwkv_es.config import Config, run_folder, to_dict
-from rwkv_es.errors import CheckpointError, ConfigError
-from rwkv_es.fitness import shape
+from rwkv_es.errors import ConfigError, RewardError
+from rwkv_es.final_answer import vote
+from rwkv_es.fitness import combine, shape
 from rwkv_es.ledger import Ledger, Step
-from rwkv_es.model import draw_factors, with_initial_state
-from rwkv_es.noise import Noise, StepNoise, select
-from rwkv_es.progress import Clock, held_out, held_out_line, readable, step_line, summary
-from rwkv_es.reward import RewardPool
-from rwkv_es.session import Asked, Session, answer, greedy, open_scorers, open_session, warn_if_rows_differ
+from rwkv_es.mixture import draw
+from rwkv_es.model import draw_factors
+from rwkv_es.progress import Clock, Tally, held_out, held_out_line, readable, step_line, summary, tally, waits
+from rwkv_es.replay import Trainee, move_, rebuild_, trainee
+from rwkv_es.reward import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
+from rwkv_es.session import (
+    Asked,
+    Session,
+    answer,
+    greedy,
+    open_scorers,
+    open_session,
+    warn_if_rows_differ,
+    warn_if_splits_overlap,
+)
+from rwkv_es.snapshots import Snapshot
 from rwkv_es.task import Problem
-from rwkv_es.update import Rule, Updater, checksum
+from rwkv_es.tracker import open_tracker
+from rwkv_es.update import checksum
 
 
 class Run(NamedTuple):
     """What all steps of a run share."""
 
     config: Config
+    cluster: Cluster
     session: Session
-    noise: Noise
-    updater: Updater
-    ledger: Ledger
+    trainee: Trainee
     scorers: RewardPool
+    ledger: Ledger | None  # of rank 0: it alone writes
+    tracker: Any = None
 
 
-def train(config: Config) -> Path:
-    """Train as the options say, or go on with a run that was interrupted. Returns the run folder.
+class Past(NamedTuple):
+    """Where a run stands: what rank 0 reads in the folder, and the others are told."""
+
+    num_steps: int
+    snapshot_step: int  # 0: no snapshot
+    optimizer: dict[str, Any]  # of the snapshot
+    steps: list[Step]  # taken since
+    held_out: float | None  # score of the weights after the last step, where that is known
+
+
+_UNTOLD = Past(0, 0, {}, [], None)
+
+
+def train(config: Config) -> Path | None:
+    """Train as the options say, or go on with a run that was interrupted.
+
+    Returns the run folder; None on the processes that do not write it.
 
     Raises:
-        RwkvEsError: something cannot be loaded, written or scored.
+        RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
-    session = open_session(config)
-    warn_if_rows_differ(session)
-    if any(key == "state" or "time_state" in key for key in config.targets):
-        session = session._replace(model=with_initial_state(session.model))
-    shapes = {name: tuple(tensor.shape) for name, tensor in session.model.params.items()}
-    noise = Noise(config.seed, select(shapes, config.targets, config.rank))
-    rule = Rule(config.optimizer, config.momentum, config.weight_decay, config.master, config.seed)
-    updater = Updater(session.model, list(noise.targets), rule, session.base)
-    folder = run_folder(config)
-    with Ledger.open(folder, to_dict(config), session.base_path) as ledger, open_scorers(config) as scorers:
-        run = Run(config, session, noise, updater, ledger, scorers)
-        restore_(run)
-        if ledger.next_step == 0:
-            hold_out_(run, 0)
-        for step in range(ledger.next_step, config.steps):
+    with joined(config) as cluster:
+        session = open_session(config)
+        if cluster.is_leader:
+            warn_if_rows_differ(session)
+            if config.eval_every:
+                warn_if_splits_overlap(session)
+        trained = trainee(config, session.model, session.base)
+        session, folder = session._replace(model=trained.model), run_folder(config)
+        ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path))
+        try:
+            with open_scorers(_scoring(config, cluster)) as scorers:
+                _go_on(Run(config, cluster, session, trained, scorers, ledger))
+        finally:
+            if ledger is not None:
+                ledger.close()
+    return folder if cluster.is_leader else None
+
+
+def _go_on(run: Run) -> None:
+    """Take the steps that are left."""
+    past = restore_(run)
+    folder = run.ledger.folder if run.ledger is not None else None
+    with open_tracker(run.config, folder, past.num_steps) as tracker:
+        run = run._replace(tracker=tracker)
+        keep_(run, past.num_steps, past.held_out)
+        for step in range(past.num_steps, run.config.steps):
+            run.cluster.place = f"step {step + 1}"
             take_step_(run, step)
             keep_(run, step + 1)
-    return folder
 
 
 def take_step_(run: Run, step: int) -> None:
     """Let every member answer the step's problems; move the weights along the members that did better."""
     config, clock = run.config, Clock()
     problems = draw_problems(config, run.session.task.problems("train"), step)
-    noise = noise_at(config, run.noise, step)
-    factors = draw_factors(noise, run.session.model, range(config.population // 2))
-    asked = Asked(range(config.population), config.samples, step, factors)
+    sigma, lr = sigma_at(config, step), config.lr * decay(config, step)
+    pairs = run.cluster.shard(config.population // 2)  # this process's directions
+    factors = draw_factors(run.trainee.noise.at(step, sigma), run.session.model, pairs)
+    asked = Asked(range(2 * pairs.start, 2 * pairs.stop), config.samples, step, factors)
     answers = answer(run.session, problems, asked)
     clock.lap("generate_s")
-    scores = run.scorers.score(answers.problems, answers.texts)
-    rewards = as_matrix(scores.rewards, config)  # (N,P)
-    fitness = shape(rewards, config.fitness)  # (N,)
+    scores = run.scorers.score(answers.problems, answers.texts, answers.token_ids, step)
     clock.lap("score_s")
-    moved = move_(run.updater, config, noise, fitness)
+    mine = as_matrix(scores.rewards, config, answers.texts)  # (members of this process,P)
+    rewards, counted = gather_step(run, mine, tally(answers, scores), clock)  # (N,P)
+    refuse_failing(config, counted, scores)
+    fitness = shape(rewards, config.fitness)  # (N,)
+    clock.lap("wait_s")
+    moved = move_(run.trainee, step, fitness, sigma, lr)
     clock.lap("update_s")
-    run.ledger.append(
-        Step(
-            step,
-            rewards.tolist(),
-            fitness.tolist(),
-            answers.rollout.num_read,
-            clock.total_s,
-            checksum(run.updater.weights()),
+    checked = agreed_checksum(run, step)
+    if run.ledger is not None:
+        metrics = {**summary(rewards, counted), **scores.metrics, **clock.laps, **moved}
+        note(run, step + 1, metrics)
+        run.ledger.write_samples(step + 1, readable(answers, scores))
+        tokens = int(counted.read)
+        run.ledger.append(Step(step, rewards.tolist(), fitness.tolist(), sigma, lr, tokens, clock.total_s, checked))
+        print(step_line(config.steps, step, metrics), flush=True)
+
+
+def gather_step(run: Run, mine: Tensor, counted: Tally, clock: Clock) -> tuple[Tensor, Tally]:
+    """Collect the rewards of all members and add up the counters; note on the clock how long each process waited."""
+    num_pairs = run.config.population // 2
+    by_pair = mine.reshape(len(run.cluster.shard(num_pairs)), -1)  # (pairs of this process,2P)
+    rewards, counters = run.cluster.gather(by_pair, num_pairs, [*counted, clock.total_s])
+    clock.laps.update(waits(counters[:, -1].tolist()))
+    return rewards.reshape(run.config.population, -1), Tally(*counters[:, :-1].sum(0).tolist())
+
+
+def agreed_checksum(run: Run, step: int) -> str:
+    """Return the checksum of the weights ("" where nobody asks for it); compare it with the others' now and then."""
+    is_time = (step + 1) % run.config.checksum_every == 0 or step + 1 == run.config.steps
+    found = checksum(run.trainee.updater.weights()) if is_time or run.cluster.is_leader else ""
+    if is_time:
+        run.cluster.agree("the weights", found)
+    return found
+
+
+def refuse_failing(config: Config, counted: Tally, scores: Scores) -> None:
+    """Stop when too many rewards of all processes failed.
+
+    Raises:
+        RewardError: with this process's first traceback.
+    """
+    num_failed = counted.errors + counted.timeouts
+    if counted.answers >= MIN_ITEMS_FOR_LIMIT and num_failed > config.reward_error_limit * counted.answers:
+        raise RewardError(
+            f"the reward failed on {num_failed:g} of {counted.answers:g} answers, {counted.timeouts:g} of them out of "
+            f"time; the limit is {config.reward_error_limit:.0%}. Mend the reward, or raise reward_error_limit or "
+            f"reward_timeout. The first failure here:\n{scores.first_error}"
         )
-    )
-    metrics = {**summary(rewards, answers, scores), **clock.laps, **moved}
-    run.ledger.write_metrics(step, metrics)
-    run.ledger.write_samples(step, readable(answers, scores))
-    print(step_line(config.steps, step, metrics), flush=True)
 
 
-def move_(updater: Updater, config: Config, noise: StepNoise, fitness: Tensor) -> dict[str, float]:
-    """Apply one ES update in place; without any signal there is none. Returns the step's size in units of sigma."""
-    if not fitness.any():
-        return {"step_rms_per_sigma": 0.0}
-    rms_per_sigma = updater.step_(noise, fitness, config.lr * decay(config, noise.step))
-    return {"step_rms_per_sigma": sum(rms_per_sigma.values()) / len(rms_per_sigma)}
+def note(run: Run, num_steps: int, metrics: dict[str, float]) -> None:
+    """Write scalars down, and show them to the tracker."""
+    assert run.ledger is not None
+    run.ledger.write_metrics(num_steps, metrics)
+    if run.tracker is not None:
+        run.tracker.log(metrics, step=num_steps)
 
 
-def noise_at(config: Config, noise: Noise, step: int) -> StepNoise:
-    """Return the noise of a step."""
-    return noise.at(step, config.sigma * (decay(config, step) if config.sigma_decay else 1.0))
+def sigma_at(config: Config, step: int) -> float:
+    """Return the noise scale of a step."""
+    return config.sigma * (decay(config, step) if config.sigma_decay else 1.0)
 
 
 def decay(config: Config, step: int) -> float:
@@ -114,7 +185,7 @@ def decay(config: Config, step: int) -> float:
 
 
 def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> list[Problem]:
-    """Return the step's problems, a pure function of (seed, step): one shuffled pass over all after the other.
+    """Return the step's problems, a pure function of (seed, step): see `mixture.draw`.
 
     Raises:
         ConfigError: the task has fewer problems than a step needs.
@@ -122,64 +193,74 @@ def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> lis
     if len(problems) < config.prompts:
         raise ConfigError(f"prompts is {config.prompts}, but the task has {len(problems)} training problems")
     first = step * config.prompts
-    places = [divmod(position, len(problems)) for position in range(first, first + config.prompts)]
-    return [problems[_order(config.seed, epoch, len(problems))[place]] for epoch, place in places]
+    return [draw(problems, config.seed, position) for position in range(first, first + config.prompts)]
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> list[int]:
-    order = list(range(count))
-    random.Random(f"problem order {seed} {epoch}").shuffle(order)
-    return order
+def as_matrix(rewards: Sequence[float | None], config: Config, texts: Sequence[str] = ()) -> Tensor:
+    """Combine the samples: rewards in the order member, problem, sample -> (N,P) float64, NaN where all are missing."""
+    votes = [vote(text) for text in texts] if config.objective == "maj" else []
+    return combine(_floats(rewards).reshape(-1, config.prompts, config.samples), config.objective, votes)
 
 
-def as_matrix(rewards: Sequence[float | None], config: Config) -> Tensor:
-    """Average the samples: rewards in the order member, problem, sample -> (N,P) float64, NaN where all are missing."""
-    values = torch.tensor([math.nan if reward is None else reward for reward in rewards], dtype=torch.float64)
-    return values.reshape(config.population, config.prompts, config.samples).nanmean(-1)
+def _floats(rewards: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if reward is None else reward for reward in rewards], dtype=torch.float64)
 
 
-def restore_(run: Run) -> None:
+def restore_(run: Run) -> Past:
     """Bring the weights to the ledger's last step: the last snapshot, then the recorded fitness of the steps since.
 
     Raises:
         CheckpointError: the rebuilt weights are not those that the ledger speaks of.
+        ClusterError: the processes' weights differ.
     """
-    snapshot, first = run.ledger.latest_snapshot(), 0
-    if snapshot is not None:
-        run.updater.load_(snapshot.params, snapshot.optimizer)
-        first = snapshot.step
-    for entry in run.ledger.steps[first:]:
-        move_(
-            run.updater,
-            run.config,
-            noise_at(run.config, run.noise, entry.step),
-            torch.tensor(entry.fitness, dtype=torch.float64),
-        )
-    if run.ledger.steps and checksum(run.updater.weights()) != run.ledger.steps[-1].checksum:
-        raise CheckpointError(
-            f"the weights rebuilt for step {run.ledger.next_step} differ from those that were trained; "
-            "the base checkpoint or a snapshot was changed, or the device is another: train in a new --run"
-        )
+    snapshot = run.cluster.on_leader(lambda: run.ledger.latest_snapshot() if run.ledger is not None else None)
+    past = run.cluster.broadcast(_read_past(run.ledger, snapshot) if run.ledger is not None else _UNTOLD)
+    if past.snapshot_step:
+        params = run.cluster.broadcast_params(snapshot.params if snapshot is not None else None)
+        run.trainee.updater.load_(params, past.optimizer)
+    for _ in rebuild_(run.trainee, past.steps):
+        pass
+    run.cluster.agree("the weights", checksum(run.trainee.updater.weights()))
+    return past
+
+
+def _read_past(ledger: Ledger, snapshot: Snapshot | None) -> Past:
+    first = snapshot.step if snapshot is not None else 0
+    optimizer = snapshot.optimizer if snapshot is not None else {}
+    return Past(ledger.next_step, first, optimizer, ledger.steps[first:], ledger.held_out(ledger.next_step))
 
 
 def hold_out_(run: Run, num_steps: int) -> float:
     """Evaluate on held-out problems, greedily, and write the result down. Returns the mean reward."""
     problems = run.session.task.problems("test")[: run.config.eval_size or None]
-    answers = answer(greedy(run.session), problems)
-    scores = run.scorers.score(answers.problems, answers.texts)
-    metrics = held_out(answers, scores)
-    run.ledger.write_metrics(num_steps, metrics)
-    print(held_out_line(num_steps, metrics), flush=True)
+    mine = run.cluster.shard(len(problems))
+    answers = answer(greedy(run.session), problems[mine.start : mine.stop])
+    scores = run.scorers.score(answers.problems, answers.texts, answers.token_ids, num_steps)
+    rewards = _floats(scores.rewards).reshape(-1, 1)
+    rewards, counters = run.cluster.gather(rewards, len(problems), tally(answers, scores))
+    metrics = held_out(rewards[:, 0].tolist(), Tally(*counters.sum(0).tolist()))
+    if run.ledger is not None:
+        note(run, num_steps, metrics)
+        print(held_out_line(num_steps, metrics), flush=True)
     return metrics["held_out_reward"]
 
 
-def keep_(run: Run, num_steps: int) -> None:
-    """Evaluate and snapshot after `num_steps` steps where it is time to."""
+def keep_(run: Run, num_steps: int, score: float | None = None) -> None:
+    """Evaluate and snapshot after `num_steps` steps where it is time to and not done yet (`score`: a known result)."""
     config = run.config
     is_last = num_steps == config.steps
     is_time = config.eval_every and (num_steps % config.eval_every == 0 or is_last)
-    score = hold_out_(run, num_steps) if is_time else None
+    if score is None and is_time:
+        score = hold_out_(run, num_steps)
+    if run.ledger is None or num_steps == 0:
+        return
     best_score = score if score is not None and run.ledger.is_best(score) else None
-    if best_score is not None or is_last or num_steps % config.snapshot_every == 0:
-        run.ledger.save_snapshot(num_steps, run.updater.weights(), run.updater.state(), best_score)
+    is_due = (is_last or num_steps % config.snapshot_every == 0) and not run.ledger.has_snapshot(num_steps)
+    if best_score is not None or is_due:
+        weights, optimizer = run.trainee.updater.weights(), run.trainee.updater.state()
+        run.ledger.save_snapshot(num_steps, weights, optimizer, best_score)
+
+
+def _scoring(config: Config, cluster: Cluster) -> Config:
+    """Return the options for the scorers: with several processes, `refuse_failing` judges what fails in all of them."""
+    return config if cluster.size == 1 else replace(config, reward_error_limit=1.0)

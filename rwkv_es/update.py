@@ -2,21 +2,31 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rwkv_es import quantize
 from rwkv_es.checkpoint import Params
 from rwkv_es.errors import ConfigError
 from rwkv_es.lowrank import weighted_sum
 from rwkv_es.model import Model
 from rwkv_es.noise import StepNoise, hash_key, philox
+from rwkv_es.quantize import row_blocks
+
+try:
+    from rwkv_es.rounding_kernels import round_to_bf16
+except ImportError:  # numba is missing or does not fit the installed numpy
+    round_to_bf16 = None  # type: ignore[assignment]
 
 DIRECTIONS_PER_CHUNK = 64  # fixed, so that every process sums in the same order
 _ENTRIES_PER_CHUNK = 1 << 20
+_ENTRIES_PER_SLAB = 1 << 22  # of a matrix; a step holds some five slabs in fp32
+_WHOLE = slice(None)
 
 
 class Rule(NamedTuple):
@@ -29,49 +39,55 @@ class Rule(NamedTuple):
     seed: int = 0
 
 
-def gradient(noise: StepNoise, name: str, fitness: Tensor) -> Tensor:
+def gradient(noise: StepNoise, name: str, fitness: Tensor, rows: slice = _WHOLE) -> Tensor:
     """Return `g = 1/N sum_n f_n s_n A_j B_j.T / sqrt(r)`, fp32, on the device of fitness (N,).
 
-    Shape (*batch,p,q) of the target. Mirrored members are folded first: they share A and B.
+    Shape (*batch,p,q) of the target, or some rows of a matrix. Mirrored members are folded first: they share A and B.
     """
     folded = (fitness[0::2] - fitness[1::2]).float()  # (N/2,)
     total: Tensor | None = None
     for start in range(0, len(folded), DIRECTIONS_PER_CHUNK):
         chunk = folded[start : start + DIRECTIONS_PER_CHUNK]
         a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device))
-        part = weighted_sum(a, b, chunk)
+        part = weighted_sum(a if rows == _WHOLE else a[:, rows], b, chunk)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total.div_(len(fitness) * math.sqrt(noise.targets[name].rank))
 
 
 class Updater:
-    """Moves a model's weights in place; holds what the optimiser remembers and the fp32 master copy of bf16 weights."""
+    """Moves a model's weights in place; holds what the optimiser remembers and the fp32 master copy of bf16 weights.
+
+    Without such memory nothing is held beside the weights but a slab of one matrix's rows, a few times over.
+    """
 
     def __init__(self, model: Model, names: Sequence[str], rule: Rule, base: Params) -> None:
-        self.params, self.rule, self.base = model.params, rule, base
-        is_low = model.params["emb.weight"].dtype != torch.float32
-        keeps_master = is_low and rule.master == "fp32"
-        self.master = {name: self.params[name].float().cpu() for name in names} if keeps_master else {}
-        self.optimizers = {name: _optimizer(rule) for name in names}
+        self.params, self.scales, self.rule, self.base = model.params, model.scales, rule, base
+        self.names, self.device = names, model.like.device
+        low = [name for name in names if self.params[name].dtype == torch.bfloat16 and rule.master == "fp32"]
+        self.master = {name: self.params[name].float().cpu() for name in low}
+        self.optimizers = {} if rule.optimizer == "sgd" else {name: _optimizer(rule, self.device) for name in names}
 
     def step_(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
         """Apply `W += lr * multiplier * g` (or the optimiser's version of it) to every target, in place.
 
-        fitness (N,) of all members of the step. Returns the root mean square of each target's step in units of its
-        own noise scale sigma * multiplier.
+        fitness (N,) of all members of the step. Returns the root mean square of each target's step, before it is
+        rounded, in units of its own noise scale sigma * multiplier.
 
         Raises:
             ConfigError: a step is not finite.
         """
-        fitness = fitness.to(self.params["emb.weight"].device)
-        return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.optimizers}
+        fitness = fitness.to(self.device)
+        return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.names}
 
     def weights(self) -> Params:
-        """Return the most exact weights there are: master copies where they exist, all in one dtype."""
+        """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
         if not self.master:
             return self.params
-        return {name: self.master.get(name, w).float().cpu() for name, w in self.params.items()}
+        return {
+            name: weight if name in self.scales else self.master.get(name, weight).float().cpu()
+            for name, weight in self.params.items()
+        }
 
     def state(self) -> dict[str, Any]:
         """Return what the optimisers remember, for a snapshot."""
@@ -80,47 +96,83 @@ class Updater:
     def load_(self, params: Params, state: Mapping[str, Any]) -> None:
         """Continue from a snapshot's weights (in the dtype of `weights()`) and optimiser state, in place."""
         for name, weight in self.params.items():
+            assert (params[name].dtype == torch.int8) == (name in self.scales), f"{name} is {params[name].dtype}"
             weight.copy_(params[name])
         for name in self.master:
             self.master[name] = params[name].clone()
         for name, saved in state.items():
-            self.optimizers[name].param_groups[0]["params"][0].data = self.params[name].float()
             self.optimizers[name].load_state_dict(saved)
 
     def _step_tensor_(self, name: str, noise: StepNoise, fitness: Tensor, lr: float) -> float:
         multiplier = noise.targets[name].multiplier
-        stored = self.params[name]
-        before = self.master.get(name, stored).to(stored.device).float()
-        g = gradient(noise, name, fitness).reshape(before.shape)
-        after = _apply(self.optimizers[name], before, g, lr * multiplier)
+        squares = 0.0
+        for rows in self._slabs(name, noise):
+            g = gradient(noise, name, fitness, rows).reshape(self.params[name][rows].shape)
+            direction, size = self._direction(name, rows, g, lr, multiplier)
+            flat = direction.flatten()
+            squares += (torch.dot(flat, flat) * size * size).item()
+            if not math.isfinite(squares):
+                raise ConfigError(f"the update of {name} at step {noise.step} is not finite; lower lr (now {lr})")
+            self._add_(name, rows, direction, size, noise.step)
+        return math.sqrt(squares / self.params[name].numel()) / (noise.sigma * multiplier)
+
+    def _slabs(self, name: str, noise: StepNoise) -> Iterable[slice]:
+        """Cut a matrix into slabs of rows; small tensors, and those that an optimiser knows as one, stay whole."""
+        target = noise.targets[name]
+        if name in self.optimizers or target.is_full or target.batch:
+            return [_WHOLE]
+        return row_blocks((target.p, target.q), _ENTRIES_PER_SLAB)
+
+    def _direction(self, name: str, rows: slice, g: Tensor, lr: float, multiplier: float) -> tuple[Tensor, float]:
+        """Return what to add to some rows, as a direction and a size; g may be overwritten."""
+        size = lr * multiplier
+        if name in self.optimizers:
+            g, size = _ascend(self.optimizers[name], g, size), 1.0
         if self.rule.weight_decay:
-            anchor = self.base[name].to(stored.device).float()
-            after -= lr * self.rule.weight_decay * (before - anchor)
-        moved = (after - before).square().mean().sqrt().item()
-        if not math.isfinite(moved):
-            raise ConfigError(f"the update of {name} at step {noise.step} is not finite; lower lr (now {lr})")
-        self._store_(name, after, noise.step)
-        return moved / (noise.sigma * multiplier)
+            g, size = g.mul_(size).sub_(self._drift(name, rows), alpha=lr * self.rule.weight_decay), 1.0
+        return g, size
 
-    def _store_(self, name: str, after: Tensor, step: int) -> None:
-        stored = self.params[name]
-        if name in self.master:
-            self.master[name].copy_(after)
-        if stored.dtype == torch.bfloat16 and self.rule.master == "stochastic":
-            after = round_stochastically(after, hash_key("rounding", self.rule.seed, name), step)
-        stored.copy_(after)
+    def _drift(self, name: str, rows: slice) -> Tensor:
+        """Return W - W0 of some rows, fp32; an int8 matrix starts from the base as it was rounded."""
+        stored = self.params[name][rows]
+        if name in self.scales:
+            start = quantize.on_grid(self.base[name][rows].to(self.device), self.scales[name][rows])
+            return stored.float().sub_(start).mul_(self.scales[name][rows, None])
+        weight = self.master[name][rows] if name in self.master else stored
+        drift = weight.to(self.device, torch.float32, copy=True)
+        return drift.sub_(self.base[name][rows].to(self.device)) if name in self.base else drift
+
+    def _add_(self, name: str, rows: slice, direction: Tensor, size: float, step: int) -> None:
+        stored = self.params[name][rows]
+        key, first = hash_key("rounding", self.rule.seed, name), (rows.start or 0) * stored[0].numel()
+        if name in self.scales:
+            steps = direction.mul_(size).div_(self.scales[name][rows, None])
+            quantize.move_(stored, steps, key, step, first)
+        elif name in self.master:
+            after = self.master[name][rows].to(self.device).add_(direction, alpha=size)
+            self.master[name][rows] = after
+            stored.copy_(after)
+        elif stored.dtype == torch.bfloat16:
+            stored.copy_(round_stochastically(stored.float().add_(direction, alpha=size), key, step, first))
+        else:
+            stored.add_(direction, alpha=size)
 
 
-def round_stochastically(values: Tensor, key: tuple[int, int], step: int) -> Tensor:
+def round_stochastically(values: Tensor, key: tuple[int, int], step: int, first: int = 0) -> Tensor:
     """Round fp32 to a bf16 neighbour, up with a probability equal to the remainder; noise from counters.
 
-    values (...) -> (...) bf16; right on average, so that steps below a bf16 ulp are not lost.
+    values (...) -> (...) bf16; right on average, so that steps below a bf16 ulp are not lost. The first value is entry
+    `first` of its tensor, a multiple of 8.
     """
     flat = values.contiguous().flatten()
     rounded = torch.empty_like(flat, dtype=torch.bfloat16)
+    if round_to_bf16 is not None and flat.device.type == "cpu":
+        out = rounded.view(torch.int16).numpy().view(np.uint16)
+        round_to_bf16(out, flat.numpy().view(np.uint32), first, step, np.array(key, np.uint64))
+        return rounded.reshape(values.shape)
     for start in range(0, len(flat), _ENTRIES_PER_CHUNK):
         bits = flat[start : start + _ENTRIES_PER_CHUNK].view(torch.int32)
-        noise = _random_16_bits(start, len(bits), key, flat.new_tensor(step, dtype=torch.int64))
+        noise = _random_16_bits(first + start, len(bits), key, flat.new_tensor(step, dtype=torch.int64))
         shifted = ((bits.long() + noise) & ~0xFFFF).int()  # the magnitude's bits: towards or away from zero alike
         rounded[start : start + len(bits)] = shifted.view(torch.float32).bfloat16()
     return rounded.reshape(values.shape)
@@ -134,24 +186,26 @@ def _random_16_bits(start: int, count: int, key: tuple[int, int], step: Tensor) 
     return torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[:count]
 
 
-def _optimizer(rule: Rule) -> torch.optim.Optimizer:
+def _optimizer(rule: Rule, device: torch.device) -> torch.optim.Optimizer:
     """Make a torch optimiser over one stand-in parameter; its tensor is set anew at every step."""
-    stand_in = [torch.nn.Parameter(torch.empty(0))]
+    stand_in = [torch.nn.Parameter(torch.empty(0, device=device))]
     if rule.optimizer == "adam":
         return torch.optim.Adam(stand_in, betas=(rule.momentum, 0.999))
-    return torch.optim.SGD(stand_in, momentum=rule.momentum if rule.optimizer == "momentum" else 0.0)
+    return torch.optim.SGD(stand_in, momentum=rule.momentum)
 
 
-def _apply(optimizer: torch.optim.Optimizer, before: Tensor, ascent: Tensor, lr: float) -> Tensor:
-    """Return the weights after one step of size lr along `ascent`; `before` is left as it is."""
+def _ascend(optimizer: torch.optim.Optimizer, ascent: Tensor, lr: float) -> Tensor:
+    """Return how far the optimiser moves the weights, wherever they are; `ascent` is overwritten."""
     group = optimizer.param_groups[0]
     parameter = group["params"][0]
     group["lr"] = lr
-    parameter.data, parameter.grad = before.clone(), -ascent
+    empty = parameter.data
+    parameter.data = torch.zeros_like(ascent)
+    parameter.grad = ascent.neg_()
     optimizer.step()
-    after = parameter.data
-    parameter.data, parameter.grad = torch.empty(0), None
-    return after
+    moved = parameter.data
+    parameter.data, parameter.grad = empty, None
+    return moved
 
 
 def checksum(params: Params) -> str:
@@ -162,16 +216,17 @@ def checksum(params: Params) -> str:
         data = data if data.storage_offset() % 8 == 0 else data.clone()
         tail = len(data) % 8
         words = data[: len(data) - tail].view(torch.int64)
-        sums = [_position_weighted_sum(chunk) for chunk in words.split(_ENTRIES_PER_CHUNK)]
-        digest.update(
-            f"{name} {tensor.dtype} {torch.stack(sums).tolist()} {data[len(data) - tail :].tolist()}".encode()
-        )
+        digest.update(f"{name} {tensor.dtype} {_weighted_sums(words)} {data[len(data) - tail :].tolist()}".encode())
     return digest.hexdigest()[:16]
 
 
-def _position_weighted_sum(words: Tensor) -> Tensor:
-    """Sum integers times odd weights that differ by position, modulo 2**64: (n,) int64 -> () int64."""
-    return (words * _odd_numbers(words.device)[: len(words)]).sum()
+def _weighted_sums(words: Tensor) -> list[int]:
+    """Sum chunks of integers times odd weights that differ by position, modulo 2**64: (n,) int64."""
+    odd = _odd_numbers(words.device)
+    products = torch.empty_like(odd)  # one buffer: small results between large ones that are freed tear holes
+    chunks = words.split(len(odd))
+    sums = [torch.mul(c, odd[: len(c)], out=products[: len(c)]).sum() for c in chunks]
+    return torch.stack(sums).tolist()
 
 
 @lru_cache(maxsize=2)

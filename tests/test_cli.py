@@ -34,19 +34,6 @@ def ran(monkeypatch):
     return seen
 
 
-@pytest.fixture
-def tasks(monkeypatch):
-    problem = types.SimpleNamespace(prompt="1+1", answer="2")
-    task = types.SimpleNamespace(
-        template="chat", problems=lambda split: [problem], reward=lambda problem, text: float(text == problem.answer)
-    )
-    stub = types.ModuleType("rwkv_es.task")
-    stub.list_tasks = lambda: {"copy": "Repeat it.", "sums": "Add up."}
-    stub.load_task = lambda name, data="": task
-    stub.render = lambda template, question: f"<{template}>{question}"
-    monkeypatch.setitem(sys.modules, "rwkv_es.task", stub)
-
-
 def complaint(capsys, argv):
     """Run a command line that must fail, and return its one line on stderr."""
     assert main(argv) == 2
@@ -198,10 +185,36 @@ def test_the_module_is_the_command():
     assert run.stderr == "rwkv-es: there is no command 'trian'; did you mean train?\n"
 
 
-def test_tasks_lists_and_shows(tasks, capsys):
+def test_tasks_are_listed(capsys):
     assert main(["tasks"]) == 0
-    assert capsys.readouterr().out == "copy            Repeat it.\nsums            Add up.\n"
-    assert main(["tasks", "show", "sums"]) == 0
-    assert capsys.readouterr().out == "<chat>1+1\n--- right answer (scores 1.0):\n2\n"
-    assert main(["tasks", "show", "sums", "--template", "raw"]) == 0
-    assert capsys.readouterr().out.startswith("<raw>1+1\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "copy            Copy: repeat four digits. The smallest task, for first runs and for tests; needs no data."
+        in lines
+    )
+
+
+def test_a_task_is_shown_as_it_is_sent(capsys):
+    assert main(["tasks", "show", "copy"]) == 0
+    shown = "6 3 0 7:\n--- ends before '\\n', at token 0; at most 12 tokens\n--- scored is what follows; the right answer (scores 1.0):\n6 3 0 7\n"
+    assert capsys.readouterr().out == shown.replace("6 3 0 7", "7 9 8 0")
+    assert main(["tasks", "show", "copy", "--template", "think", "--system", "Be brief.", "--bos", "--shots", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        "<token 0>System: Be brief.\n\nUser: 6 3 0 7:\n\nAssistant: 6 3 0 7\n\nUser: 7 9 8 0:\n\nAssistant: <think\n---"
+    )
+    assert "scored is ' <think' and what follows" in out
+
+
+def test_every_part_of_a_mixture_is_shown_and_another_reward_is_named(capsys):
+    assert main(["tasks", "show", "copy=1,countdown_mini=2", "--reward", "builtin:length:10"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("--- ends") == 2 and out.count("scores -") == 2 and "<answer>" in out
+
+
+def test_a_task_is_shown_without_training_problems_and_with_a_reward_that_fails(capsys, tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
+    (tmp_path / "fails.py").write_text("def reward(completion, answer): raise KeyError(answer)")
+    assert main(["tasks", "show", "jsonl", "--data", str(tmp_path), "--reward", f"{tmp_path}/fails.py:reward"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("User: 1 + 1?\n\nAssistant:\n---") and "(fails: KeyError: '2'):" in out

@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from rwkv_es.config import OPTIONS, Config, build, load_file, model_name, run_folder, to_dict
+from rwkv_es.config import OPTIONS, Config, build, model_name, run_folder, to_dict
+from rwkv_es.config_file import load_file
 from rwkv_es.errors import ConfigError
 
 
@@ -53,6 +54,8 @@ def test_strings_and_parsed_values_become_the_fields_type(name, text, value):
         ({"top_p": 1.5}, "top_p must lie in (0, 1]; got 1.5"),
         ({"schedule_end": 0}, "schedule_end must lie in (0, 1]"),
         ({"momentum": 1}, "momentum must be below 1"),
+        ({"objective": "pass"}, "objective pass compares samples, and there is one; try samples 4"),
+        ({"reward_signature": "sbl"}, "reward_signature must be one of auto, task, plain, trl, trl_messages, verl"),
         ({"fitness": "best"}, "fitness must be one of zscore, centered, rank, sign, raw; got 'best'"),
         ({"targets": {}}, "targets is empty"),
         ({"targets": "head.weight=-1"}, "multiplier of target 'head.weight' must be a number above 0; got -1.0"),
@@ -130,3 +133,6 @@ def test_the_run_folder_is_named_after_task_model_and_seed():
     assert str(run_folder(config)) == "runs/own_task-rwkv7-g1j-1.5b-20260831-ctx16384-seed3"
     assert str(run_folder(Config())) == "runs/countdown_mini-tiny-seed0"
     assert str(run_folder(Config(run="here"))) == "here"
+    assert (
+        str(run_folder(Config(task="svamp=1,./mine/own.py=2,countdown:5"))) == "runs/svamp+own+countdown-5-tiny-seed0"
+    )

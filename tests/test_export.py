@@ -23,7 +23,7 @@ def run(tmp_path):
     torch.save({name: tensor.bfloat16() for name, tensor in reversed(layers(1.0).items())}, base)
     with Ledger.open(tmp_path / "run", to_dict(Config()), base) as ledger:
         for number in (1, 2):
-            ledger.append(Step(number - 1, [[1.0]], [0.0], 1, 0.1, ""))
+            ledger.append(Step(number - 1, [[1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
             ledger.save_snapshot(number, layers(number + 2**-12), {}, 0.5 if number == 1 else None)
     return tmp_path / "run"
 

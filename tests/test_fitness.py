@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rwkv_es.fitness import SHAPINGS, has_signal, shape
+from rwkv_es.fitness import SHAPINGS, combine, has_signal, shape
 
 NAN = math.nan
 
@@ -60,3 +60,30 @@ def test_better_members_have_higher_fitness_whatever_the_problem_level(method):
 def test_signal_is_told_per_problem():
     rewards = torch.tensor([[1.0, 0.5, NAN, NAN], [0.0, 0.5, 1.0, NAN]])
     assert has_signal(rewards).tolist() == [True, False, False, False]
+
+
+def test_samples_count_by_their_average_or_by_the_best_one():
+    rewards = torch.tensor([[[0.0, 1.0, 0.5], [NAN, NAN, NAN]], [[NAN, -1.0, -2.0], [0.0, 0.0, 0.0]]])
+    assert combine(rewards, "mean").nan_to_num(9).tolist() == [[0.5, 9.0], [-1.5, 0.0]]
+    assert combine(rewards, "pass").nan_to_num(9).tolist() == [[1.0, 9.0], [-1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("votes", "rewards", "expected"),
+    [
+        ("aab", [0.0, 0.0, 1.0], 0.0),
+        ("baa", [0.0, 1.0, 1.0], 1.0),
+        ("abc", [0.0, 0.0, 1.0], 1 / 3),
+        ("aabb", [1.0, 1.0, 0.0, 0.0], 0.5),
+        ("aabbc", [1.0, 1.0, 0.0, 0.0, 0.7], 0.5),
+        ("aab", [NAN, NAN, 1.0], 1.0),
+        ("  b", [0.0, 0.0, 1.0], 1.0),
+        ("  ", [0.0, 0.5], 0.25),
+        ("aa", [NAN, NAN], NAN),
+    ],
+)
+def test_samples_count_by_what_most_of_them_answer(votes, rewards, expected):
+    other = [1.0] * len(rewards)
+    rewards = torch.tensor([[rewards], [other]], dtype=torch.float64)
+    found = combine(rewards, "maj", [vote.strip() for vote in votes] + ["x"] * len(other))
+    assert found[0, 0].item() == pytest.approx(expected, nan_ok=True) and found[1, 0] == 1.0

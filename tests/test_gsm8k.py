@@ -1,11 +1,11 @@
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from timing import cpu_seconds
 
 from rwkv_es.errors import TaskError
 from rwkv_es.task import Problem, load_task
@@ -111,15 +111,16 @@ def test_other_texts_are_not_paid(text, gold):
 def test_a_hundred_thousand_characters_score_zero_at_once(piece):
     for start in ("", "#### "):
         text = start + piece * (100_000 // len(piece))
-        begin = time.perf_counter()
         assert score(text, "18") == 0.0
-        assert time.perf_counter() - begin < 0.05
+        assert cpu_seconds(lambda text=text: score(text, "18")) < 0.05
 
 
 def test_a_row_may_hold_the_number_or_the_solution_as_on_the_hub(tmp_path):
     rows = [{"question": "q", "answer": "1000"}, {"question": "q", "answer": "500*2 = <<500*2=1000>>1000\n#### 1,000"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert load_task("gsm8k", str(tmp_path)).problems("train") == [Problem("q", "#### 1000")] * 2
+    assert (
+        load_task("gsm8k", str(tmp_path)).problems("train") == [Problem("q", "#### 1000", {"ground_truth": "1000"})] * 2
+    )
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "q", "answer": "many"}))
     with pytest.raises(TaskError, match=r"test\.jsonl, line 1: no number in the answer 'many'"):
         load_task("gsm8k", str(tmp_path)).problems("test")
@@ -133,7 +134,7 @@ def test_without_data_the_set_is_fetched_from_the_hub(monkeypatch):
         return [{"question": "q", "answer": "so\n#### 5"}]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert load_task("gsm8k").problems("test") == [Problem("q", "#### 5")]
+    assert load_task("gsm8k").problems("test") == [Problem("q", "#### 5", {"ground_truth": "5"})]
     assert asked == [(("openai/gsm8k", "main"), {"split": "test"})]
 
 

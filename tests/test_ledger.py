@@ -13,9 +13,11 @@ import pytest
 import torch
 from checkpoints import random_params
 
-from rwkv_es.config import Config, build, load_file, to_dict
+from rwkv_es.config import Config, build, to_dict
+from rwkv_es.config_file import load_file
 from rwkv_es.errors import ConfigError
-from rwkv_es.ledger import Best, Ledger, Step, best, latest_snapshot, read_config, read_snapshot
+from rwkv_es.ledger import Ledger, Step, read_config
+from rwkv_es.snapshots import Best, best, latest_snapshot, read_snapshot
 
 REWARDS = [[0.1, None], [1 / 3, 1.0]]
 
@@ -33,7 +35,7 @@ def base(tmp_path):
 
 
 def step(number, checksum="abc"):
-    return Step(number, REWARDS, [-0.1, 0.1 + 0.2], 7, 0.25, checksum)
+    return Step(number, REWARDS, [-0.1, 0.1 + 0.2], 0.01, 0.1, 7, 0.25, checksum)
 
 
 def start(base, num_steps=0, **options):
@@ -58,7 +60,7 @@ def test_steps_come_back_exactly(base):
 
 def test_a_missing_reward_is_null_in_the_file(base):
     with start(base) as ledger:
-        ledger.append(Step(0, [[math.nan, 1.0]], [0.0], 1, 0.1, ""))
+        ledger.append(Step(0, [[math.nan, 1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
     with start(base) as ledger:
         assert ledger.steps[0].rewards == [[None, 1.0]]
 
@@ -109,7 +111,7 @@ def test_a_kill_in_the_middle_of_writing_loses_no_finished_step(base):
     from rwkv_es.ledger import Ledger, Step
     ledger = Ledger.open(Path(sys.argv[1]), to_dict(Config()), Path(sys.argv[2]))
     for number in range(10**9):
-        ledger.append(Step(number, [[0.5] * 2000], [0.25], 1, 0.1, "x"))
+        ledger.append(Step(number, [[0.5] * 2000], [0.25], 0.1, 0.1, 1, 0.1, "x"))
         print(number + 1, flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(base.parent / "run"), str(base)]
@@ -277,7 +279,7 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(base, capsys, name
 def test_an_interrupted_snapshot_is_not_seen_and_is_cleared_away(base, monkeypatch):
     with start(base, 2) as ledger:
         ledger.save_snapshot(1, layers(0.5), {}, 0.5)
-        monkeypatch.setattr("rwkv_es.ledger._save_optimizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr("rwkv_es.snapshots._save_optimizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.save_snapshot(2, layers(0.25), {}, 0.75)
         assert ledger.latest_snapshot().step == 1

@@ -29,6 +29,8 @@ def example_task(tmp_path, monkeypatch):
     (source,) = blocks("python")
     (tmp_path / "vowels.py").write_text(source, encoding="utf-8")
     (tmp_path / "rwkv_es").symlink_to(ROOT / "rwkv_es")
+    (tmp_path / "runs" / "gsm8k-gentle").mkdir(parents=True)
+    (tmp_path / "runs" / "gsm8k-gentle" / "config.yaml").write_text("task: gsm8k")
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,6 +39,8 @@ def ran(monkeypatch):
     """Replace the verbs that need a model by ones that note what they are given."""
     seen = {}
     verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "report": ["write_report"]}
+    verbs.update(chat=["chat"], doctor=["doctor"])
+    verbs["history"] = ["replay", "fork"]
     for module, names in verbs.items():
         stub = types.ModuleType(f"rwkv_es.{module}")
         for name in names:
@@ -63,6 +67,10 @@ def test_a_command_is_understood(command, example_task, ran, capsys):
         assert arguments[0] == "install"
         extras = re.findall(r"\[(\w+)\]", arguments[1])
         assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
+    elif "accelerate" in (program, *arguments[:1]):
+        launch_file = arguments[arguments.index("--config_file") + 1]
+        assert (ROOT / launch_file).exists()
+        assert cli.main([*arguments[arguments.index("rwkv_es") + 1 :], "--dry-run"]) == 0, capsys.readouterr().err
     else:
         assert program in ("./scripts/demo", "./scripts/test")
         assert os.access(ROOT / program, os.X_OK)

@@ -290,7 +290,7 @@ def test_scoring_short_answers_costs_little():
     with RewardPool("countdown", "", 1, 5.0, 0.5) as pool:
         expected = [1.0 if i % 2 else 0.1 for i in range(2048)]
         seconds = []
-        for _ in range(3):
+        for _ in range(10):  # the quickest one: others use the machine too
             start = time.perf_counter()
             assert pool.score(problems, answers).rewards == expected
             seconds.append(time.perf_counter() - start)

@@ -10,7 +10,8 @@ import pytest
 
 import rwkv_es
 from rwkv_es.errors import ConfigError, TaskError
-from rwkv_es.task import TEMPLATES, Generated, Problem, list_tasks, load_task, opening, read_problems, render
+from rwkv_es.rows import read_problems
+from rwkv_es.task import TEMPLATES, Generated, Problem, list_tasks, load_task, opening, render
 
 REPO = Path(rwkv_es.__file__).parent.parent
 CONSTANTS = 'VERSION = "1"\nSTOP = ("\\n",)\nMAX_NEW = 8\nTEMPLATE = "chat"\n'
@@ -44,6 +45,7 @@ def write(folder: Path, **files: str) -> Path:
             "the user with the answer. Question: 1+1?. Assistant: <think",
             " <think",
         ),
+        ("flower", "User✿1+1?✿\nBot✿<think", "<think"),
         ("raw", "1+1?", ""),
     ],
 )
@@ -53,7 +55,28 @@ def test_a_template_gives_the_published_prompt_and_the_start_that_is_scored(temp
 
 
 def test_every_template_is_covered_above():
-    assert set(TEMPLATES) == {"chat", "think", "short_think", "assistant_think", "raw"}
+    assert set(TEMPLATES) == {"chat", "think", "short_think", "system", "assistant_think", "flower", "raw"}
+
+
+@pytest.mark.parametrize(
+    ("template", "rest"),
+    [
+        ("system", "User: 1+1?\n\nAssistant:"),
+        ("chat", "User: 1+1?\n\nAssistant:"),
+        ("think", "User: 1+1?\n\nAssistant: <think"),
+        ("short_think", "User: 1+1?\n\nAssistant: <think>\n</think"),
+    ],
+)
+def test_a_system_text_goes_before_the_first_turn(template, rest):
+    assert render(template, "1+1?", "Be\n\n\nbrief. {q}\n") == "System: Be\nbrief. {q}\n\n" + rest
+
+
+def test_a_system_text_without_a_place_or_a_template_without_its_text_is_refused():
+    for template in ("raw", "flower", "assistant_think"):
+        with pytest.raises(ConfigError, match=f"{template} has no place for a system text"):
+            render(template, "x", "Be brief.")
+    with pytest.raises(ConfigError, match="needs a text: --system TEXT"):
+        render("system", "x")
 
 
 def test_blank_lines_in_a_question_are_closed_up_except_in_raw():
@@ -63,7 +86,7 @@ def test_blank_lines_in_a_question_are_closed_up_except_in_raw():
 
 @pytest.mark.parametrize("function", [opening, lambda name: render(name, "x")])
 def test_an_unknown_template_is_refused_with_the_choices(function):
-    with pytest.raises(ConfigError, match=r"'chatt'.*chat, think, short_think, assistant_think, raw"):
+    with pytest.raises(ConfigError, match=r"'chatt'.*chat, think, short_think, system, assistant_think, flower, raw"):
         function("chatt")
 
 
@@ -96,6 +119,20 @@ def test_an_own_task_can_import_its_neighbours_relatively(tmp_path):
     assert load_task(str(folder)).reward(Problem("", ""), "") == 0.25
 
 
+def test_what_follows_a_colon_is_the_tasks_argument(tmp_path):
+    text = (
+        WHOLE
+        + "def problems(split, data='', argument='none'):\n    return [Problem(f'{split} {data} {argument}', 'x')]\n"
+    )
+    folder = write(tmp_path / "mine", task=text + "ENDS = ('.',)\nTIMEOUT_S = 2\n")
+    for path, argument in ((folder, "none"), (f"{folder}:5", "5"), (f"{folder}/task.py:a,b", "a,b")):
+        assert load_task(str(path), "d").problems("test") == [Problem(f"test d {argument}", "x")]
+    task = load_task(f"{folder}:5")
+    assert (task.name, task.ends, task.timeout_s) == ("mine:5", (".",), 2.0)
+    with pytest.raises(TaskError, match="copy takes no argument; got '5'"):
+        load_task("copy:5")
+
+
 def test_two_own_tasks_of_one_name_are_kept_apart(tmp_path):
     first, second = (write(tmp_path / side / "mine", task=WHOLE + f"VERSION = {side!r}\n") for side in "ab")
     assert [load_task(str(path)).version for path in (first, second)] == ["a", "b"]
@@ -112,7 +149,7 @@ def test_a_relative_path_needs_a_dot_or_slash_and_the_message_says_so(tmp_path, 
 def test_a_mistyped_name_gets_the_nearest_one():
     with pytest.raises(TaskError, match="'gsm8'; did you mean gsm8k"):
         load_task("gsm8")
-    with pytest.raises(TaskError, match=r"'zzz'; built-in tasks: copy, countdown"):
+    with pytest.raises(TaskError, match=r"'zzz'; built-in tasks: aime, copy, countdown"):
         load_task("zzz")
 
 
@@ -130,6 +167,8 @@ def test_a_mistyped_name_gets_the_nearest_one():
         (WHOLE + "MAX_NEW = 2.5", "MAX_NEW .* above 0; got 2.5"),
         (WHOLE + "TEMPLATE = 'chatt'", "TEMPLATE .* one of chat, think.* got 'chatt'"),
         (WHOLE + "TEMPLATE = []", "TEMPLATE .* one of chat, think"),
+        (WHOLE + "ENDS = 'x'", "ENDS .* tuple of strings.*got 'x'"),
+        (WHOLE + "TIMEOUT_S = 0", "TIMEOUT_S .* above 0; got 0"),
         ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def (", "cannot be imported: SyntaxError"),
     ],
@@ -232,7 +271,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_missing_or_empty_or_damaged_data_is_refused(tmp_path):
     with pytest.raises(TaskError, match="none does not exist"):
         read(tmp_path / "none")
-    with pytest.raises(TaskError, match=r"neither train\.jsonl nor train\.jsonl\.gz"):
+    with pytest.raises(TaskError, match=r"none of train\.jsonl, train\.jsonl\.gz, train\.parquet"):
         read(tmp_path)
     (tmp_path / "empty.jsonl").write_bytes(b"\n")
     with pytest.raises(TaskError, match="holds no problems"):

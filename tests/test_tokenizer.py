@@ -148,3 +148,17 @@ def test_no_stop_strings_never_stop():
     stops = make_stops(FakeTokenizer([b"", b"a"]), [""])
     assert isinstance(stops, Stops) and not stops.can_end.any()
     assert cut("abc", ()) == "abc" and cut("ab\n\nUser: c", ("\n\nUser:",)) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a</b>c", "a</b>"),
+        ("a</b>c</b>", "a</b>"),
+        ("aSTOP</b>", "a"),
+        ("a</b>STOP", "a</b>"),
+        ("abc", "abc"),
+    ],
+)
+def test_an_end_string_is_kept_and_a_stop_string_is_not(text, kept):
+    assert cut(text, ["STOP"], ["</b>"]) == kept

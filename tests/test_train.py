@@ -9,12 +9,13 @@ import torch
 from rwkv_es.checkpoint import load
 from rwkv_es.config import build
 from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.ledger import read_steps, sealed
 from rwkv_es.train import as_matrix, decay, draw_problems, train
 
 SMALL = {
     **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new": 40, "steps": 4},
     **{"sigma": 0.02, "lr": 0.02, "targets": {"matrices": 1.0, "head.weight": 3.0}, "schedule": "linear"},
-    **{"eval_every": 2, "eval_size": 8, "snapshot_every": 2, "reward_workers": 0, "threads": 1},
+    **{"eval_every": 2, "eval_size": 8, "snapshot_every": 2, "reward_workers": 0, "threads": 1, "tracker": "none"},
 }
 
 
@@ -28,6 +29,15 @@ def steps_of(folder):
 
 def checksums(folder):
     return [step["checksum"] for step in steps_of(folder)]
+
+
+def rewrite(folder, steps):
+    """Write a ledger whose seals are whole."""
+    seal, rows = "", []
+    for step in steps:
+        rows.append(sealed(seal, step))
+        seal = rows[-1]["seal"]
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,36 @@ def test_a_run_goes_on_with_the_same_bits_wherever_it_was_stopped(undisturbed, t
         assert checksums(run(folder)) == checksums(undisturbed)
 
 
+def test_what_was_due_when_a_run_was_stopped_is_made_up_for(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "snapshots" / "step-000004")
+    whole = (undisturbed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "held_out_reward" in whole[-1]
+    (folder / "metrics.jsonl").write_text("".join(whole[:-1]))
+    run(folder)
+    assert (folder / "metrics.jsonl").read_text().splitlines(keepends=True) == whole
+    assert (folder / "snapshots" / "step-000004").exists()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "snapshots").rglob("*")}
+    run(folder)
+    assert (folder / "metrics.jsonl").read_text().splitlines(keepends=True) == whole, "nothing is done twice"
+    assert {path: path.stat().st_mtime_ns for path in (folder / "snapshots").rglob("*")} == before
+
+
+def test_metrics_of_a_step_are_there_once_wherever_a_run_was_stopped(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (folder / "ledger.jsonl").write_text("".join(lines[:3]))  # as if killed after the metrics of step 4
+    run(folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "reward_mean" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "held_out_reward" in row] == [0, 2, 4]
+
+
+def test_a_tracker_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"tracker trackio cannot be used .*--tracker none"):
+        run(tmp_path / "run", tracker="trackio")
+
+
 def test_a_run_goes_on_without_any_snapshot(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "snapshots")
@@ -88,10 +128,10 @@ def test_recorded_fitness_moves_the_weights_as_exactly_as_it_did(tmp_path, monke
 def test_a_ledger_that_was_changed_is_noticed(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "snapshots")
-    steps = steps_of(folder)
-    steps[1]["fitness"][3] += 0.125
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps[:3]))
-    with pytest.raises(CheckpointError, match="differ from those that were trained"):
+    steps = read_steps(folder)
+    steps[1].fitness[3] += 0.125
+    rewrite(folder, steps[:3])
+    with pytest.raises(CheckpointError, match="rebuilt for step 1 have the checksum"):
         run(folder)
 
 

@@ -143,11 +143,14 @@ def test_stochastic_rounding_is_unbiased_replays_and_keeps_what_is_exact():
     assert torch.equal(round_stochastically(exact.bfloat16().float(), key, 0), exact.bfloat16())
 
 
-def test_stochastic_rounding_does_not_depend_on_the_chunk(monkeypatch):
+def test_stochastic_rounding_does_not_depend_on_the_chunk_or_on_who_computes_it(monkeypatch):
     values, key = torch.randn(1000, generator=torch.Generator().manual_seed(0)), hash_key("test")
     whole = round_stochastically(values, key, 1)
+    assert torch.equal(round_stochastically(values[400:], key, 1, first=400), whole[400:])
+    monkeypatch.setattr("rwkv_es.update.round_to_bf16", None)  # the same by torch
     monkeypatch.setattr("rwkv_es.update._ENTRIES_PER_CHUNK", 64)
     assert torch.equal(round_stochastically(values, key, 1), whole)
+    assert torch.equal(round_stochastically(values[400:], key, 1, first=400), whole[400:])
 
 
 def test_a_step_that_is_not_finite_is_refused():

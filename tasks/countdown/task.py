@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rwkv_es.task import Generated, Problem, read_problems
+from rwkv_es.errors import TaskError
+from rwkv_es.final_answer import last_tagged as last_answer
+from rwkv_es.rows import read_problems
+from rwkv_es.task import Generated, Problem
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
+ENDS = ("</answer>",)
 MAX_NEW = 1000
 TEMPLATE = "assistant_think"
 
+SIZES = "2345678"
 NUM_GENERATED = {"train": 100_000, "test": 1_000}
 MAX_CHARS = 200
 MAX_DEPTH = 20
@@ -23,11 +28,18 @@ _ALLOWED = re.compile(r"[0-9+\-*/() \t\r\n]*")
 _TOKEN = re.compile(r"[0-9]+|[^0-9\s]")
 
 
-def problems(split: str, data: str = "") -> Sequence[Problem]:
-    """Read problems from `data`, or generate them: item i depends on (split, i) alone."""
+def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem]:
+    """Read problems from `data`, or generate them: item i depends on (split, i) and the argument alone.
+
+    The argument is how many numbers a problem has: 5, or 4-6.
+    """
+    if data and argument:
+        raise TaskError(f"countdown:{argument} generates its problems; leave out the number or the data {data}")
     if data:
         return read_problems(data, split, FIELDS, _from_row)
-    return Generated(lambda index: _generate(split, index), NUM_GENERATED[split])
+    sizes = _sizes(argument)
+    key = f"countdown:{argument}" if argument else "countdown"
+    return Generated(lambda index: _generate(f"{key}/{split}/{index}", split, sizes), NUM_GENERATED[split])
 
 
 def reward(problem: Problem, text: str) -> float:
@@ -36,17 +48,6 @@ def reward(problem: Problem, text: str) -> float:
     if expression is None:
         return 0.0
     return 1.0 if is_solution(expression, problem.meta["numbers"], problem.meta["target"]) else 0.1
-
-
-def last_answer(text: str) -> str | None:
-    """Return what stands in the last `<answer>…</answer>`, tags paired from the left; linear in the text."""
-    answer, end = None, 0
-    while (start := text.find("<answer>", end)) >= 0:
-        close = text.find("</answer>", start)
-        if close < 0:
-            break
-        answer, end = text[start + len("<answer>") : close], close + len("</answer>")
-    return answer
 
 
 def is_solution(expression: str, numbers: Sequence[int], target: int) -> bool:
@@ -114,11 +115,20 @@ def _from_row(row: Mapping[str, Any]) -> Problem:
     return _problem(row["question"], row["answer"], row["numbers"], row["target"])
 
 
-def _generate(split: str, index: int) -> Problem:
-    """Draw 3 or 4 numbers and a way to combine them until the target fits and the problem belongs to the split."""
-    rng = random.Random(f"countdown/{split}/{index}")
+def _sizes(argument: str) -> Sequence[int]:
+    first, _, last = argument.partition("-")
+    if not argument:
+        return (3, 4)
+    if not (first in SIZES and (last or first) in SIZES and int(first) <= int(last or first)):
+        raise TaskError(f"countdown:N takes 2 to 8 numbers, as in countdown:5 or countdown:4-6; got {argument!r}")
+    return range(int(first), int(last or first) + 1)
+
+
+def _generate(key: str, split: str, sizes: Sequence[int]) -> Problem:
+    """Draw numbers and a way to combine them until the target fits and the problem belongs to the split."""
+    rng = random.Random(key)
     while True:
-        numbers = [rng.randint(1, 99) for _ in range(rng.choice((3, 4)))]
+        numbers = [rng.randint(1, 99) for _ in range(rng.choice(sizes))]
         value, expression = _combine(numbers, rng)
         if value.denominator == 1 and 10 <= value <= 100 and split_of(numbers, int(value)) == split:
             question = (

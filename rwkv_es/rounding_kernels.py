@@ -1,0 +1,43 @@
+"""Random rounding as CPU kernels (numba); `update.round_stochastically` and `quantize.move_` are the references."""
+
+import numba
+import numpy as np
+
+from rwkv_es.philox_kernels import LANES, philox_lanes
+
+
+@numba.njit(nogil=True, cache=True)
+def round_to_bf16(out, bits, start, step, key):
+    """Fill out (n,) uint16 with bf16 neighbours of the fp32 values whose bits (n,) uint32 are given.
+
+    Entry i takes the 16-bit half i % 8 of the block (start + i) // 8; start is a multiple of 8.
+    """
+    words = np.empty((4, LANES), np.uint64)
+    count = len(bits)
+    for first in range(0, (count + 7) // 8, LANES):
+        philox_lanes(words, start // 8 + first, 0, step, key)
+        for lane in range(LANES):
+            place = (first + lane) * 8
+            for i in range(min(8, count - place)):
+                noise = (words[i // 2, lane] >> np.uint64(16 * (i % 2))) & np.uint64(0xFFFF)
+                out[place + i] = np.uint16((np.uint64(bits[place + i]) + noise) >> np.uint64(16))
+
+
+@numba.njit(nogil=True, cache=True)
+def move_on_grid(values, steps, start, step, key):
+    """Add steps (n,) fp32, in units of the grid, to int8 values (n,) in place, randomly rounded and clipped to +-127.
+
+    Entry i takes the word i % 4 of the block (start + i) // 4; start is a multiple of 4.
+    """
+    words = np.empty((4, LANES), np.uint64)
+    count = len(values)
+    for first in range(0, (count + 3) // 4, LANES):
+        philox_lanes(words, start // 4 + first, 0, step, key)
+        for lane in range(LANES):
+            place = (first + lane) * 4
+            for i in range(min(4, count - place)):
+                t = np.float64(steps[place + i])
+                whole = np.floor(abs(t))
+                size = whole + (np.float64(words[i, lane]) < (abs(t) - whole) * 4294967296.0)
+                moved = values[place + i] + (size if t > 0 else -size)
+                values[place + i] = np.int8(min(max(moved, -127.0), 127.0))

@@ -1,0 +1,167 @@
+"""Measure the memory of a whole ES step: draw factors, generate, update, checksum.
+
+    python scripts/memory_step.py model.pth --make --layers 24 --dim 2048 --ranks 96 96 64 256   # writes a random model
+    python scripts/memory_step.py model.pth --dtype bf16 --master stochastic --population 8 --prompts 2 --max-new 4
+    python scripts/memory_step.py model.pth --dtype bf16 --master stochastic --quantize int8
+
+Prints one JSON line. `peak_bytes` is the most anonymous memory (RssAnon, Linux) ever seen. The pages of the mapped
+checkpoint are not counted, since the system takes them back whenever it likes; `peak_with_file_bytes` (VmHWM) counts
+them. `needed_bytes` is weights + state pool + factors; `over` is how far the peak is above that, as a fraction of it.
+"""
+
+import argparse
+import json
+import mmap
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rwkv_es.config import Config
+from rwkv_es.layout import HEAD_SIZE, Arch, expected_shapes
+from rwkv_es.model import Factors, Model, draw_factors
+from rwkv_es.replay import move_, trainee
+from rwkv_es.rollout import padded
+from rwkv_es.session import Asked, answer, open_session
+from rwkv_es.update import checksum
+
+_EVERY_S = 0.002
+_BLOCK = 1 << 22
+
+
+class Peak:
+    """The most anonymous memory of this process, looked at every other millisecond."""
+
+    def __init__(self) -> None:
+        self.start = self.most = rss("RssAnon")
+        self.laps: dict[str, int] = {}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def lap(self, name: str) -> None:
+        """Note the most memory since the last lap."""
+        self.laps[name], self.most = max(self.most, rss("RssAnon")), 0
+
+    def _watch(self) -> None:
+        while True:
+            self.most = max(self.most, rss("RssAnon"))
+            time.sleep(_EVERY_S)
+
+
+def rss(field: str) -> int:
+    """Read a size from this process's status, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> int:
+    """Write a model, or print one JSON line about a step."""
+    options = _parse()
+    if options.make:
+        make(options.model, options)
+    else:
+        print(json.dumps(take_step(options)))
+    return 0
+
+
+def take_step(options: argparse.Namespace) -> dict[str, Any]:
+    """Take one step with a made-up fitness; return what it held and how long it took."""
+    names = ("model", "dtype", "master", "quantize", "population", "prompts", "max_new", "rank", "threads")
+    config = Config(**{name: getattr(options, name) for name in names}, slots=options.population * options.prompts)
+    peak, clock = Peak(), [time.perf_counter()]
+
+    def lap(name: str) -> None:
+        peak.lap(name)
+        clock.append(time.perf_counter())
+
+    session = open_session(config)
+    trained = trainee(config, session.model, session.base)
+    lap("load")
+    factors = draw_factors(trained.noise.at(0, config.sigma), trained.model, range(config.population // 2))
+    problems = session.task.problems("train")[: config.prompts]
+    answers = answer(session, problems, Asked(range(config.population), factors=factors))
+    lap("generate")
+    moved = move_(trained, 0, torch.linspace(-1, 1, config.population), config.sigma, config.lr)
+    lap("update")
+    checked = checksum(trained.updater.weights())
+    lap("checksum")
+    held = {
+        "weights_bytes": sum(map(num_bytes, [*trained.model.params.values(), *trained.model.scales.values()])),
+        "master_bytes": sum(map(num_bytes, trained.updater.master.values())),
+        "state_bytes": state_bytes(trained.model, padded(config.slots)),
+        "factors_bytes": factors_bytes(factors),
+    }
+    most, needed = max(peak.laps.values()), sum(held.values())
+    return {
+        "peak_bytes": most,
+        "needed_bytes": needed,
+        "over": round(most / needed - 1, 3),
+        **held,
+        "before_loading_bytes": peak.start,
+        "peak_with_file_bytes": rss("VmHWM"),
+        "peaks_bytes": peak.laps,
+        "seconds": {name: round(b - a, 1) for name, a, b in zip(peak.laps, clock, clock[1:])},
+        "ticks": answers.rollout.num_ticks,
+        "tokens_read": answers.rollout.num_read,
+        **moved,
+        "checksum": checked,
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    """Return what a tensor's values take."""
+    return tensor.numel() * tensor.element_size()
+
+
+def state_bytes(model: Model, rows: int) -> int:
+    """Return what the recurrent state of some rows takes."""
+    arch = model.arch
+    shifts = 2 * arch.n_embd * model.like.element_size()
+    return rows * arch.n_layer * (shifts + arch.n_head * HEAD_SIZE**2 * 4)
+
+
+def factors_bytes(factors: Factors) -> int:
+    """Return what the factors of a step take."""
+    return sum(map(num_bytes, [*factors.a.values(), *factors.b.values()]))
+
+
+def make(path: str, options: argparse.Namespace) -> None:
+    """Write a random bf16 model of the official layout without holding it: the file is laid out, mapped and filled."""
+    c = options.dim
+    arch = Arch(options.layers, c, c // HEAD_SIZE, HEAD_SIZE, options.vocab, 4 * c, *options.ranks)
+    shapes = expected_shapes(arch)
+    with torch.serialization.skip_data():
+        torch.save({name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, path)
+    torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0))
+    for name, tensor in torch.load(path, mmap=True, weights_only=True).items():
+        is_matrix = tensor.dim() == 2 and not name.endswith("r_k")
+        values = (block * tensor.shape[-1] ** -0.5 if is_matrix else 1 + 0.1 * block).bfloat16()
+        for part in tensor.flatten().split(_BLOCK):
+            part.copy_(values[: len(part)])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--make", action="store_true", help="write a random bf16 model there")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--vocab", type=int, default=65536)
+    parser.add_argument("--ranks", type=int, nargs=4, default=(96, 96, 64, 256), help="of w, a, v and g")
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--master", default="stochastic")
+    parser.add_argument("--quantize", default="none")
+    parser.add_argument("--population", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--max-new", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""AIME: competition problems whose answer is a whole number from 0 to 999. The texts are your own (--data)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rwkv_es import rows
+from rwkv_es.errors import TaskError
+from rwkv_es.final_answer import final_part, last_boxed, last_number
+from rwkv_es.task import Problem
+
+VERSION = "1"
+STOP = ("\n\nUser:",)
+MAX_NEW = 4096
+TEMPLATE = "assistant_think"
+
+_WHOLE = re.compile(r"\s*\$?\s*([0-9]{1,20})(?:\.0{1,20})?\s*\$?\s*")
+
+
+def problems(split: str, data: str = "") -> Sequence[Problem]:
+    """Read the user's texts: for `test` those of 2024 and 2025, known by the shipped keys; for `train` any others."""
+    if not data:
+        raise TaskError(
+            "task aime ships answer keys alone, the texts may not be passed on: give --data with a folder of "
+            "test.jsonl (2024 and 2025; field question) and train.jsonl (earlier years; question, answer, year)"
+        )
+    make = _held_out if split == "test" else _for_training
+    return rows.read_problems(data, split, {"question": str}, make)
+
+
+def reward(problem: Problem, text: str) -> float:
+    """Score 1 when the whole number in the last box, else the last number, is the answer; else 0."""
+    answer = extract(text)
+    return float(answer is not None and answer == int(problem.meta["ground_truth"]))
+
+
+def extract(text: str) -> int | None:
+    """Return the whole number from 0 to 999 that a text answers after its thinking; None where there is none."""
+    text = final_part(text)
+    box = last_boxed(text)
+    if box is not None:
+        match = _WHOLE.fullmatch(box)
+        number = int(match[1]) if match else None
+    else:
+        last = last_number(text)
+        number = int(last) if last is not None and last == last.to_integral_value() else None
+    return number if number is not None and 0 <= number <= 999 else None
+
+
+def _held_out(row: Mapping[str, Any]) -> Problem:
+    key = rows.aime_keys().get(rows.question_hash(row["question"]))
+    if key is None:
+        raise ValueError(
+            "the question is none of AIME 2024 and 2025 (compared without white space by its sha256); "
+            "is the text complete and in LaTeX as published?"
+        )
+    if "answer" in row and extract(str(row["answer"])) != int(key["answer"]):
+        raise ValueError(f"the answer {row['answer']!r} is not the key's for {key['id']}")
+    return _problem(row["question"], key["answer"], {"id": key["id"]})
+
+
+def _for_training(row: Mapping[str, Any]) -> Problem:
+    years = {str(year) for year in rows.HELD_OUT_YEARS}
+    said = {str(row.get("year", "")), *re.findall(r"(?<!\d)20\d\d(?!\d)", str(row.get("id", "")))}
+    if said & years:
+        raise ValueError(f"year {min(said & years)} is held out for evaluation; leave it out of training data")
+    if extract(str(row.get("answer", ""))) is None:
+        raise ValueError(f"the answer must be a whole number from 0 to 999; got {row.get('answer')!r}")
+    return _problem(row["question"], str(extract(str(row["answer"]))), {})
+
+
+def _problem(question: str, answer: str, meta: Mapping[str, Any]) -> Problem:
+    return Problem(question, f"\\boxed{{{answer}}}", {**meta, "ground_truth": answer})

@@ -1,0 +1,88 @@
+"""JSONL: any file of questions and answers (JSONL, parquet, or hf:owner/name), with exact match or your own reward."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rwkv_es.errors import TaskError
+from rwkv_es.final_answer import final_part, last_number
+from rwkv_es.rows import QUESTION_FIELDS, fetch_rows, read_rows
+from rwkv_es.task import SYSTEM, Problem
+
+VERSION = "1"
+STOP = ("\n\nUser:",)
+MAX_NEW = 500
+TEMPLATE = "chat"
+
+HUB_PREFIX = "hf:"
+_NUMBER = re.compile(r"\s*[-+]?\$?[0-9][0-9,]*(?:\.[0-9]+)?\s*")
+
+
+def problems(split: str, data: str = "") -> Sequence[Problem]:
+    """Read every row of the split; its columns are the problem's meta, for rewards that want them."""
+    if not data:
+        raise TaskError(
+            "task jsonl needs --data: a JSONL or parquet file, a folder with one for each split, or hf:owner/name"
+        )
+    if data.startswith(HUB_PREFIX):
+        name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
+        rows = fetch_rows(name, config, split)
+    else:
+        rows = read_rows(data, split)
+    return [_from_row(where, row) for where, row in rows]
+
+
+def reward(problem: Problem, text: str) -> float:
+    """Score 1 when what follows the thinking, or its last line, is the answer, or its last number if that is one."""
+    if not problem.answer:
+        raise ValueError("the row has no answer to compare with; name a reward of yours by --reward file.py:function")
+    text, answer = final_part(text).strip(), problem.answer.strip()
+    if answer in (text, text.rpartition("\n")[2].strip()):
+        return 1.0
+    if not _NUMBER.fullmatch(answer):
+        return 0.0
+    number = last_number(text)
+    return float(number is not None and number == last_number(answer))
+
+
+def _from_row(where: str, row: Mapping[str, Any]) -> Problem:
+    name = next((name for name in QUESTION_FIELDS if name in row), None)
+    if name is None:
+        raise TaskError(f"{where} has no question; it needs one of the fields {', '.join(QUESTION_FIELDS)}")
+    question, meta = row[name], dict(row)
+    fail = partial(_fail, f"{where}: field {name!r}")
+    if isinstance(question, str):
+        meta.pop("prompt", None)
+        return Problem(question, _answer_of(row), meta)
+    turns = _turns(question) or fail(f"must be a text or a list of messages; got {question!r:.80}")
+    if turns[0][0] == "system":
+        meta[SYSTEM] = turns.pop(0)[1]
+    if [role for role, _ in turns] != ["user"]:
+        fail("must be one message of the user, with or without a system text before it")
+    return Problem(turns[0][1], _answer_of(row), meta)
+
+
+def _answer_of(row: Mapping[str, Any]) -> str:
+    """Return the answer as a text; "" where the row has none."""
+    verl = row.get("reward_model")
+    found = [
+        row.get("answer"),
+        row.get("ground_truth"),
+        verl.get("ground_truth") if isinstance(verl, Mapping) else None,
+    ]
+    answer = next((value for value in found if value is not None), "")
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str)
+
+
+def _turns(value: Any) -> list[tuple[str, str]]:
+    """Return (role, content) of a list of messages; [] where it is none."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(message, Mapping) for message in value):
+        return []
+    turns = [(message.get("role"), message.get("content")) for message in value]
+    return turns if all(isinstance(part, str) for turn in turns for part in turn) else []
+
+
+def _fail(where: str, reason: str) -> Any:
+    raise TaskError(f"{where} {reason}")
