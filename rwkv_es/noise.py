@@ -26,6 +26,7 @@ except ImportError:  # numba is missing or does not fit the installed numpy
 
 _MASK = 0xFFFFFFFF
 _BYTES_PER_BLOCK = 16
+WHOLE = slice(None)
 
 _MATRICES = ("receptance.weight", "key.weight", "value.weight", "output.weight")
 _LOW_RANK = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
@@ -132,43 +133,59 @@ class StepNoise(NamedTuple):
     targets: dict[str, Target]
     step: int
 
-    def factors(self, name: str, directions: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, name: str, directions: Tensor, rows: slice = WHOLE) -> tuple[Tensor, Tensor]:
         """Return A (D, *batch, p, r) and B (D, *batch, q, r), fp32, for `directions` (D,) int64 on any device.
 
-        Entries are independent, zero-mean and of unit variance, except that B is 1 for full noise.
+        Entries are independent, zero-mean and of unit variance, except that B is 1 for full noise. `rows`: only those
+        of a matrix's A.
         """
-        target = self.targets[name]
-        values = self._values(name, directions, target.num_values)
-        num_directions, lead = len(directions), math.prod(target.batch) * target.p * target.rank
-        a = values[:, :lead].reshape(num_directions, *target.batch, target.p, target.rank)
+        target, num_directions = self.targets[name], len(directions)
+        lead = math.prod(target.batch) * target.p * target.rank
+        if rows == WHOLE:
+            values = self._values(name, directions, 0, target.num_values)
+            a, b = values[:, :lead], values[:, lead:]
+        else:
+            a = self._values(name, directions, rows.start * target.rank, rows.stop * target.rank)
+            b = self._values(name, directions, lead, target.num_values)
+        a = a.reshape(num_directions, *target.batch, -1, target.rank)
         if target.is_full:
-            return a, values.new_ones(num_directions, 1, 1)
-        return a, values[:, lead:].reshape(num_directions, *target.batch, target.q, target.rank)
+            return a, a.new_ones(num_directions, 1, 1)
+        return a, b.reshape(num_directions, *target.batch, target.q, target.rank)
 
     def scale(self, name: str) -> float:
         """Return the factor of A @ B.T in the perturbed weights: sigma * multiplier / sqrt(r)."""
         target = self.targets[name]
         return self.sigma * target.multiplier / math.sqrt(target.rank)
 
-    def _values(self, name: str, directions: Tensor, count: int) -> Tensor:
-        """Return (D, count) table values; value v is byte v % 16 (lowest first) of the block v // 16."""
-        key = hash_key("perturbation", self.seed, name)
+    def _values(self, name: str, directions: Tensor, start: int, stop: int) -> Tensor:
+        """Return table values start..stop-1 of each direction, (D, stop - start).
+
+        Value v is byte v % 16 (lowest first) of the block v // 16.
+        """
+        counter = (self.step, *hash_key("perturbation", self.seed, name))
+        first_block, skipped = divmod(start, _BYTES_PER_BLOCK)
+        count = stop - start + skipped
         if fill_from_table is not None and directions.device.type == "cpu":
             values = torch.empty(len(directions), count)
-            arrays = (values.numpy(), directions.numpy(), self.step, np.array(key, np.uint64), normal_table().numpy())
-            fill_from_table(*arrays)
-            return values
-        return table_values(directions, self.step, key, count)
+            numbers, table = np.array(counter, np.uint64), normal_table().numpy()
+            fill_from_table(values.numpy(), first_block, directions.numpy(), numbers, table)
+        else:
+            values = table_values(directions, counter, first_block, count)
+        return values[:, skipped:]
 
 
-def table_values(directions: Tensor, step: int, key: tuple[int, int], count: int) -> Tensor:
-    """Return (D, count) table values for directions (D,), on their device: plain torch operations."""
+def table_values(directions: Tensor, counter: tuple[int, int, int], first_block: int, count: int) -> Tensor:
+    """Return (D, count) table values for directions (D,), on their device: plain torch operations.
+
+    counter: step and key. The first value is the first byte of the block `first_block`.
+    """
+    step, *key = counter
     num_blocks = -(-count // _BYTES_PER_BLOCK)
-    counter = directions.new_zeros(len(directions), num_blocks, 4)
-    counter[..., 0] = torch.arange(num_blocks, device=directions.device)
-    counter[..., 1] = directions[:, None]
-    counter[..., 2] = step
-    words = philox(counter, key)  # (D, blocks, 4)
+    blocks = directions.new_zeros(len(directions), num_blocks, 4)
+    blocks[..., 0] = torch.arange(first_block, first_block + num_blocks, device=directions.device)
+    blocks[..., 1] = directions[:, None]
+    blocks[..., 2] = step
+    words = philox(blocks, (key[0], key[1]))  # (D, blocks, 4)
     shifts = torch.arange(0, 32, 8, device=directions.device)
     table_index = (words[..., None] >> shifts) & 255  # (D, blocks, 4, 4)
     return normal_table(directions.device)[table_index.reshape(len(directions), -1)[:, :count]]

@@ -12,15 +12,12 @@ def round_to_bf16(out, bits, start, step, key):
 
     Entry i takes the 16-bit half i % 8 of the block (start + i) // 8; start is a multiple of 8.
     """
-    words = np.empty((4, LANES), np.uint64)
-    count = len(bits)
-    for first in range(0, (count + 7) // 8, LANES):
-        philox_lanes(words, start // 8 + first, 0, step, key)
-        for lane in range(LANES):
-            place = (first + lane) * 8
-            for i in range(min(8, count - place)):
-                noise = (words[i // 2, lane] >> np.uint64(16 * (i % 2))) & np.uint64(0xFFFF)
-                out[place + i] = np.uint16((np.uint64(bits[place + i]) + noise) >> np.uint64(16))
+    words = np.empty((LANES, 4), np.uint32)
+    halves = words.view(np.uint16).reshape(LANES * 8)
+    for place in range(0, len(bits), len(halves)):
+        philox_lanes(words, (start + place) // 8, 0, step, key)
+        for i in range(min(len(halves), len(bits) - place)):
+            out[place + i] = np.uint16((np.uint64(bits[place + i]) + np.uint64(halves[i])) >> np.uint64(16))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -29,15 +26,13 @@ def move_on_grid(values, steps, start, step, key):
 
     Entry i takes the word i % 4 of the block (start + i) // 4; start is a multiple of 4.
     """
-    words = np.empty((4, LANES), np.uint64)
-    count = len(values)
-    for first in range(0, (count + 3) // 4, LANES):
-        philox_lanes(words, start // 4 + first, 0, step, key)
-        for lane in range(LANES):
-            place = (first + lane) * 4
-            for i in range(min(4, count - place)):
-                t = np.float64(steps[place + i])
-                whole = np.floor(abs(t))
-                size = whole + (np.float64(words[i, lane]) < (abs(t) - whole) * 4294967296.0)
-                moved = values[place + i] + (size if t > 0 else -size)
-                values[place + i] = np.int8(min(max(moved, -127.0), 127.0))
+    words = np.empty((LANES, 4), np.uint32)
+    flat = words.reshape(LANES * 4)
+    for place in range(0, len(values), len(flat)):
+        philox_lanes(words, (start + place) // 4, 0, step, key)
+        for i in range(min(len(flat), len(values) - place)):
+            t = np.float64(steps[place + i])
+            whole = np.floor(abs(t))
+            size = whole + (np.float64(flat[i]) < (abs(t) - whole) * 4294967296.0)
+            moved = values[place + i] + (size if t > 0 else -size)
+            values[place + i] = np.int8(min(max(moved, -127.0), 127.0))

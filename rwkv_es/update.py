@@ -15,7 +15,7 @@ from rwkv_es.checkpoint import Params
 from rwkv_es.errors import ConfigError
 from rwkv_es.lowrank import weighted_sum
 from rwkv_es.model import Model
-from rwkv_es.noise import StepNoise, hash_key, philox
+from rwkv_es.noise import WHOLE, StepNoise, hash_key, philox
 from rwkv_es.quantize import row_blocks
 
 try:
@@ -23,10 +23,10 @@ try:
 except ImportError:  # numba is missing or does not fit the installed numpy
     round_to_bf16 = None  # type: ignore[assignment]
 
-DIRECTIONS_PER_CHUNK = 64  # fixed, so that every process sums in the same order
+_VALUES_PER_CHUNK = 1 << 22  # of the factors drawn at once: whatever the number of processes, in the same order
+_FEWEST_DIRECTIONS = 64  # in a chunk
 _ENTRIES_PER_CHUNK = 1 << 20
 _ENTRIES_PER_SLAB = 1 << 22  # of a matrix; a step holds some five slabs in fp32
-_WHOLE = slice(None)
 
 
 class Rule(NamedTuple):
@@ -39,20 +39,22 @@ class Rule(NamedTuple):
     seed: int = 0
 
 
-def gradient(noise: StepNoise, name: str, fitness: Tensor, rows: slice = _WHOLE) -> Tensor:
+def gradient(noise: StepNoise, name: str, fitness: Tensor, rows: slice = WHOLE) -> Tensor:
     """Return `g = 1/N sum_n f_n s_n A_j B_j.T / sqrt(r)`, fp32, on the device of fitness (N,).
 
     Shape (*batch,p,q) of the target, or some rows of a matrix. Mirrored members are folded first: they share A and B.
     """
-    folded = (fitness[0::2] - fitness[1::2]).float()  # (N/2,)
+    target = noise.targets[name]
+    folded = (fitness[0::2] - fitness[1::2]).float() / (len(fitness) * math.sqrt(target.rank))  # (N/2,)
+    per_chunk = max(_VALUES_PER_CHUNK // target.num_values, _FEWEST_DIRECTIONS)
     total: Tensor | None = None
-    for start in range(0, len(folded), DIRECTIONS_PER_CHUNK):
-        chunk = folded[start : start + DIRECTIONS_PER_CHUNK]
-        a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device))
-        part = weighted_sum(a if rows == _WHOLE else a[:, rows], b, chunk)
+    for start in range(0, len(folded), per_chunk):
+        chunk = folded[start : start + per_chunk]
+        a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device), rows)
+        part = weighted_sum(a, b, chunk)
         total = part if total is None else total.add_(part)
     assert total is not None
-    return total.div_(len(fitness) * math.sqrt(noise.targets[name].rank))
+    return total
 
 
 class Updater:
@@ -120,7 +122,7 @@ class Updater:
         """Cut a matrix into slabs of rows; small tensors, and those that an optimiser knows as one, stay whole."""
         target = noise.targets[name]
         if name in self.optimizers or target.is_full or target.batch:
-            return [_WHOLE]
+            return [WHOLE]
         return row_blocks((target.p, target.q), _ENTRIES_PER_SLAB)
 
     def _direction(self, name: str, rows: slice, g: Tensor, lr: float, multiplier: float) -> tuple[Tensor, float]:

@@ -230,7 +230,7 @@ def test_random_values_have_the_bits_of_the_torch_reference(count):
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.full((3, count), torch.nan, dtype=dtype, device=DEVICE)
         kernels.fill_from_table(out, directions, counter, table.to(dtype))
-        assert torch.equal(out.float(), noise.table_values(directions, 2**31 + 9, key, count))
+        assert torch.equal(out.float(), noise.table_values(directions, (2**31 + 9, *key), 0, count))
 
 
 def test_the_matrices_are_those_of_the_cpu_kernels():

@@ -88,12 +88,23 @@ def test_a_direction_is_the_same_in_any_chunk(name):
     assert torch.equal(a[[7, 2]], part_a) and torch.equal(b[[7, 2]], part_b)
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("rows", [slice(0, 8), slice(8, 24), slice(101, 300), slice(299, 300)])
+def test_some_rows_of_a_are_drawn_without_the_rest(rows, is_fast, monkeypatch):
+    if not is_fast:
+        monkeypatch.setattr(noise_module, "fill_from_table", None)
+    noise = Noise(5, select({"head.weight": (300, 7)}, {"*": 1.0}, 3)).at(2**20, 0.1)
+    a, b = noise.factors("head.weight", torch.arange(5))
+    part_a, part_b = noise.factors("head.weight", torch.arange(5), rows)
+    assert torch.equal(part_a, a[:, rows]) and torch.equal(part_b, b)
+
+
 @pytest.mark.parametrize("count", [1, 16, 127, 128, 1000])
 def test_the_cpu_kernel_gives_the_bits_of_the_torch_operations(count):
     directions = torch.tensor([0, 3, 2**31 + 7])
     noise = Noise(5, select({"head.weight": (count, 1)}, {"*": 1.0}, 1)).at(2**20, 0.1)
     fast = torch.cat([part.flatten(1) for part in noise.factors("head.weight", directions)], 1)
-    plain = table_values(directions, 2**20, hash_key("perturbation", 5, "head.weight"), count + 1)
+    plain = table_values(directions, (2**20, *hash_key("perturbation", 5, "head.weight")), 0, count + 1)
     assert noise_module.fill_from_table is not None
     assert torch.equal(fast, plain)
 
