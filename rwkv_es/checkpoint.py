@@ -3,6 +3,8 @@
 import hashlib
 import mmap
 import os
+import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,11 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rwkv_es.durable import sync
 from rwkv_es.errors import CheckpointError
 from rwkv_es.layout import STATE, Arch, Params, check_shapes, infer, refuse_other_models
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 1 << 22
+_LATE_OPERAND = re.compile(r"Unsupported operand 1[45]\d\b")  # of the pickle protocols 4 and 5; torch reads 2 and 3
+_DAMAGE: tuple[type[Exception], ...] = (  # what torch raises for broken files
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error),
+    *(RuntimeError, OSError, EOFError, ImportError),
+)
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows it from 3.13 on; Linux's value
 _EMBEDDED = Path(__file__).parent / "tiny" / "rwkv7-tiny.pth"
 
@@ -84,21 +92,23 @@ def save(path: str | Path, params: Params) -> None:
     """Write tensors under their names, in their order; the file is there whole or not at all.
 
     Raises:
-        CheckpointError: the file cannot be written; what was there before is untouched.
+        CheckpointError: the file cannot be written, and what was there before is untouched; or it is written, but its
+            folder cannot be flushed to the disk.
     """
     path = Path(path)
     plain = {name: _plain(tensor) for name, tensor in params.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with _readable_os_errors(path):
+        with _readable_os_errors(f"cannot write {path}", "the old file, if any, is untouched"):
             _write(plain, partial, path.suffix)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             partial.unlink()
+    with _readable_os_errors(f"{path} is written, but its folder is not flushed", "a power cut may yet take it away"):
+        sync(path.parent)
 
 
 def sha256(path: str | Path) -> str:
@@ -157,36 +167,56 @@ def _check_file(path: Path) -> None:
 
 def _read_pth(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return _load_pth(path)
     except UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error) or _is_late_pickle(path, error):
             raise CheckpointError(
-                f"{path} is refused: it holds more than tensors and could run code when it is loaded; "
-                "save the state dict alone"
+                f"{path} is refused: it holds more than tensors, or hides what it holds, and could run code when it is "
+                "loaded; save the state dict alone, in torch.save's own pickle protocol"
             ) from None
         raise CheckpointError(f"{path} is no torch file or is damaged; download it again") from None
+    except _DAMAGE:
+        raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
+
+
+def _load_pth(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused by the caller
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except RuntimeError as error:
         if "Cannot allocate memory" in str(error):
             return _map_unreserved(path)
-        raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
-    except (EOFError, ValueError, OSError, KeyError, IndexError, AttributeError, TypeError, ImportError):
-        raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
+        raise
 
 
-def _map_unreserved(path: Path) -> Params:
+def _is_late_pickle(path: Path, error: UnpicklingError) -> bool:
+    """Say whether torch has met a protocol of pickle that it does not read, in a file that begins like a pickle or zip.
+
+    Such a file may hold harmless tensors, but nothing tells.
+    """
+    with path.open("rb") as file:
+        return file.read(1) in (b"\x80", b"P") and bool(_LATE_OPERAND.search(str(error)))
+
+
+def _map_unreserved(path: Path) -> Any:
     """Map a file that is larger than the memory which the system promises to one process.
 
     torch asks for memory for every page, though none is ever written. For the device "meta" it reads nothing, and notes
-    where each tensor lies.
+    where each tensor lies. What is no plain tensor stays as it is, for the caller to refuse.
     """
     found = torch.load(path, map_location="meta", weights_only=True)
-    with path.open("rb") as file:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE  # torch warns of memory that cannot be written
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=protection)
+    if not isinstance(found, Mapping):
+        return found
+    try:
+        with path.open("rb") as file:
+            protection = mmap.PROT_READ | mmap.PROT_WRITE  # torch warns of memory that cannot be written
+            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE, prot=protection)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be mapped ({error.strerror}); allow the process more memory") from None
     whole = torch.frombuffer(mapped, dtype=torch.uint8)
-    return {name: _placed(path, whole, like) for name, like in found.items()}
+    is_plain = {name: isinstance(like, Tensor) and like.layout == torch.strided for name, like in found.items()}
+    return {name: _placed(path, whole, like) if is_plain[name] else like for name, like in found.items()}
 
 
 def _placed(path: Path, whole: Tensor, like: Tensor) -> Tensor:
@@ -236,13 +266,23 @@ def _plain(tensor: Tensor) -> Tensor:
     return plain if is_whole else plain.clone()
 
 
+def _untied(params: Params) -> Params:
+    """Copy each tensor that shares its memory with one before it."""
+    seen: set[int] = set()
+    untied = {}
+    for name, tensor in params.items():
+        untied[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return untied
+
+
 def _write(params: Params, path: Path, suffix: str) -> None:
     if suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         try:
-            save_file(params, path)
+            save_file(_untied(params), path)  # the format has no two names for the same memory
         except SafetensorError as error:
             raise OSError(0, str(error)) from None
     else:
@@ -250,19 +290,9 @@ def _write(params: Params, path: Path, suffix: str) -> None:
 
 
 @contextmanager
-def _readable_os_errors(path: Path) -> Iterator[None]:
+def _readable_os_errors(what: str, then: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path} ({error.strerror}); the old file, if any, is untouched") from None
-    except RuntimeError as error:  # torch's name for a full disk
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot write {path} ({reason}); the old file, if any, is untouched") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's name for a full disk
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{what} ({reason}); {then}") from None

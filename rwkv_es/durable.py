@@ -66,11 +66,14 @@ def line(row: Mapping[str, Any]) -> str:
 def replace(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     partial = path.with_name(f".partial-{path.name}")
-    with partial.open("wb") as file:
-        file.write(_encode(text))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(_encode(text))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync(path.parent)
 
 

@@ -66,7 +66,10 @@ def infer(path: Path, tensors: Params) -> Arch:
             raise CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, not {dims} dimensions")
         return tuple(tensors[name].shape)
 
-    n_layer = 1 + max((int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    blocks = {int(m[1]): name for name in tensors if (m := re.match(r"blocks\.(\d{1,9})\.", name))}
+    n_layer = 1 + max(blocks, default=-1)
+    if n_layer > len(tensors):
+        raise CheckpointError(f"{path} has {blocks[n_layer - 1]} among only {len(tensors)} tensors; remove it")
     if not n_layer:
         raise CheckpointError(f"{path} is incomplete: blocks.0.att.r_k is missing; download or export it again")
     n_vocab, n_embd = shape("emb.weight", 2)
@@ -122,15 +125,16 @@ def check_shapes(path: Path, tensors: Params, arch: Arch) -> None:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise CheckpointError(f"{path} is incomplete: {missing[0]}{more} missing; download or export it again")
     c = arch.n_embd
+    states = {f"blocks.{i}.att.time_state" for i in range(arch.n_layer)}
     for name, tensor in tensors.items():
         shape = tuple(tensor.shape)
         if re.fullmatch(r"blocks\.0\.att\.v[012]", name) and shape[-1:] != () and c in shape:
             continue  # unused there, so of any rank
-        wanted = (arch.n_head, HEAD_SIZE, HEAD_SIZE) if STATE.fullmatch(name) else expected.get(name)
+        wanted = (arch.n_head, HEAD_SIZE, HEAD_SIZE) if name in states else expected.get(name)
         if wanted is None:
             raise CheckpointError(f"{path} has a tensor that no RWKV-7 (x070) model has: {name} {shape}; remove it")
         if shape != wanted:
             raise CheckpointError(f"{path}: {name} has shape {shape}, but this model's sizes need {wanted}")
-    num_states = sum(bool(STATE.fullmatch(name)) for name in tensors)
+    num_states = len(states & tensors.keys())
     if num_states not in (0, arch.n_layer):
         raise CheckpointError(f"{path} has an initial state (att.time_state) for {num_states} of {arch.n_layer} layers")

@@ -1,6 +1,7 @@
 """Text to token ids and back: RWKV World, or any Hugging Face `tokenizers` JSON; and where a completion stops."""
 
 import importlib.util
+import unicodedata
 from ast import literal_eval
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -14,6 +15,8 @@ from rwkv_es.errors import ConfigError
 END_ID = 0  # end of document, in World as in every vocabulary that is accepted here
 WORLD_SIZE = 65530  # ids 0..65529; a World model's head has 65536 outputs, the last ones mean nothing
 WORLD_HEAD = 65536
+_PREFIX = 4  # bytes after which World looks up how long the tokens are that begin so: most are that long or shorter
+_SHORTER = tuple(range(_PREFIX - 1, 0, -1))
 
 
 class Tokenizer(Protocol):
@@ -40,10 +43,11 @@ class WorldTokenizer:
 
     def __init__(self) -> None:
         self._ids = _read_world()
-        lengths: dict[int, set[int]] = {}
+        found: dict[bytes, set[int]] = {}
         for token in self._ids:
-            lengths.setdefault(token[0], set()).add(len(token))
-        self._lengths = {byte: sorted(found, reverse=True) for byte, found in lengths.items()}
+            if len(token) >= _PREFIX:
+                found.setdefault(token[:_PREFIX], set()).add(len(token))
+        self._lengths = {start: (*sorted(lengths, reverse=True), *_SHORTER) for start, lengths in found.items()}
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -53,12 +57,14 @@ class WorldTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; a lone surrogate is read as U+FFFD."""
-        data = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+        data = _without_surrogates(text).encode()
         ids, place = [], 0
         while place < len(data):
-            parts = (data[place : place + length] for length in self._lengths[data[place]])
-            token = next(part for part in parts if part in self._ids)  # every byte is a token
-            ids.append(self._ids[token])
+            for length in self._lengths.get(data[place : place + _PREFIX], _SHORTER):
+                token = data[place : place + length]
+                if token in self._ids:
+                    break
+            ids.append(self._ids[token])  # every byte is a token
             place += len(token)
         return ids
 
@@ -73,7 +79,7 @@ class JsonTokenizer:
     end_id = END_ID
 
     def __init__(self, path: Path) -> None:
-        self._tokenizer = _read_json(path)
+        self._path, self._tokenizer = path, _read_json(path)
         self._tokenizer.encode_special_tokens = True  # a prompt that spells "<|endoftext|>" does not end the document
         self.n_vocab = 1 + max(self._tokenizer.get_vocab().values(), default=0)
         self._is_byte_level = "ByteLevel" in str(self._tokenizer.decoder or "")
@@ -85,24 +91,37 @@ class JsonTokenizer:
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id; empty for the end token."""
         tokens = [self._tokenizer.id_to_token(i) or "" for i in range(self.n_vocab)]
-        to_bytes = _from_byte_level if self._is_byte_level else str.encode
-        return [b""] + [to_bytes(token) for token in tokens[1:]]
+        plain = range(self.n_vocab) if not self._is_byte_level else self._tokenizer.get_added_tokens_decoder()
+        tokens[END_ID] = ""
+        return [token.encode() if i in plain else _from_byte_level(token) for i, token in enumerate(tokens)]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text.
+        """Return the ids of a text; a lone surrogate is read as U+FFFD.
 
         Raises:
-            ConfigError: the vocabulary cannot express it.
+            ConfigError: the vocabulary cannot express it, or the JSON asks for changes to it.
         """
+        plain = _without_surrogates(text)
         try:
-            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            ids = list(self._tokenizer.encode(plain, add_special_tokens=False).ids)
         except Exception:  # noqa: BLE001 - the library raises bare Exception for a word that it does not have
             ids = []
-        if not self._is_byte_level and self.decode(ids) != text:
-            raise ConfigError(
+        read = self.decode(ids)
+        if not _is_same_text(read, plain):
+            raise self._refusal(plain, read)
+        return ids
+
+    def _refusal(self, text: str, read: str) -> ConfigError:
+        if not self._is_byte_level:
+            return ConfigError(
                 f"the model's vocabulary cannot express {text[:60]!r}; see `rwkv-es tasks` for what fits it"
             )
-        return ids
+        place = next((i for i, character in enumerate(text) if read[i : i + 1] != character), 0)
+        before, after = (one[max(place - 20, 0) : place + 20] for one in (text, read))
+        return ConfigError(
+            f"tokenizer {self._path} turns {before!r} into {after!r}; take a tokenizer that keeps every character: "
+            "no normalizer but NFC, no prefix space, a vocabulary of all 256 bytes"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
@@ -134,8 +153,14 @@ def _read_world() -> dict[bytes, int]:
     assert spec is not None and spec.origin is not None
     lines = Path(spec.origin).with_name("rwkv_vocab_v20230424.txt").read_text(encoding="utf-8").splitlines()
     literals = ((line[: line.index(" ")], line[line.index(" ") : line.rindex(" ")].strip()) for line in lines)
-    tokens = ((int(i), literal_eval(literal)) for i, literal in literals)
-    return {token.encode() if isinstance(token, str) else token: i for i, token in tokens}
+    return {_from_literal(literal): int(i) for i, literal in literals}
+
+
+def _from_literal(literal: str) -> bytes:
+    if literal[0] in "'\"" and "\\" not in literal:
+        return literal[1:-1].encode()  # nearly all are so plain, and Python's own reading takes half a second
+    token = literal_eval(literal)
+    return token.encode() if isinstance(token, str) else token
 
 
 @cache
@@ -208,13 +233,28 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f'tokenizer {path} does not exist; give a tokenizers JSON file, "world" or "auto"')
     try:
-        return HuggingFaceTokenizer.from_file(str(path))
+        tokenizer = HuggingFaceTokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise ConfigError(f"tokenizer {path} cannot be read ({str(error).splitlines()[0]})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if hasattr(tokenizer.model, "dropout"):
+        tokenizer.model.dropout = None  # it would draw another spelling at every call
+    return tokenizer
+
+
+def _without_surrogates(text: str) -> str:
+    """Make each lone surrogate U+FFFD, and a pair the character that it spells."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _is_same_text(a: str, b: str) -> bool:
+    """Say whether texts differ at most in how accents are composed: Pile models were trained on composed ones (NFC)."""
+    return a == b or unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)
 
 
 def _from_byte_level(token: str) -> bytes:
-    """Undo GPT-2's spelling of bytes as printable characters; an added token is spelled as it is."""
+    """Undo GPT-2's spelling of bytes as printable characters; what has other characters is spelled as it is."""
     try:
         return bytes(_BYTE_OF[character] for character in token)
     except KeyError:

@@ -1,4 +1,6 @@
+import json
 import random
+import unicodedata
 
 import pytest
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
@@ -30,6 +32,19 @@ def byte_level(tmp_path_factory):
     return JsonTokenizer(path)
 
 
+def changed(path, byte_level, **parts):
+    """Write the byte-level tokenizer with other parts, as they stand in its JSON."""
+    content = {**json.loads(byte_level._tokenizer.to_str()), **parts}
+    path.write_text(json.dumps(content))
+    return JsonTokenizer(path)
+
+
+def added(i, content):
+    """Return an added token as a JSON spells it."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": i, "content": content, **flags, "special": i == 0}
+
+
 def test_world_has_the_ids_of_the_published_vocabulary(world):
     assert world.encode("\n\n") == [261]
     assert world.encode("\n\nUser:") == [261, 24281, 59]
@@ -44,7 +59,12 @@ def test_world_equals_the_rwkv_package(world):
 
     vocabulary = Path(package.__file__).with_name("rwkv_vocab_v20230424.txt")
     reference = TRIE_TOKENIZER(str(vocabulary))
-    assert world.encode(TEXT) == reference.encode(TEXT)
+    assert world.token_bytes[1:] == [reference.idx2token[i] for i in range(1, 65530)]
+    draw = random.Random(0)
+    mixed = "".join(draw.choices(TEXT + " aetnosi<>/\n", k=5000))
+    letters = b"".join(draw.choices(world.token_bytes[1:], k=5000)).decode("utf-8", "ignore")
+    for text in (TEXT, "", "a", mixed, letters):
+        assert world.encode(text) == reference.encode(text)
     assert world.decode(world.encode(TEXT)) == TEXT
 
 
@@ -63,11 +83,15 @@ def test_text_ends_at_token_0_and_at_a_half_character(name, request):
 def test_bytes_of_the_tokens_spell_the_text(name, request):
     tokenizer = request.getfixturevalue(name)
     assert b"".join(tokenizer.token_bytes[i] for i in tokenizer.encode(TEXT)) == TEXT.encode()
+    assert tokenizer.token_bytes[0] == b""
 
 
-def test_a_lone_surrogate_is_read_as_the_replacement_character(world):
-    text = world.decode(world.encode("a\ud800b"))
-    assert text.strip("\ufffd") == text and text.replace("\ufffd", "") == "ab" and "\ufffd" in text
+@pytest.mark.parametrize("name", ["world", "byte_level"])
+def test_a_lone_surrogate_is_read_as_one_replacement_character_and_a_pair_as_what_it_spells(name, request):
+    tokenizer = request.getfixturevalue(name)
+    for text, read in (("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("\ud83e\udd86", "🦆"), ("\ufeffa", "\ufeffa")):
+        assert tokenizer.encode(text) == tokenizer.encode(read)
+        assert tokenizer.decode(tokenizer.encode(text)) == read
 
 
 def test_the_embedded_tokenizer_is_found_beside_its_model_and_refuses_what_it_cannot_express():
@@ -83,6 +107,77 @@ def test_a_prompt_cannot_end_the_document(byte_level):
     assert 0 not in ids and byte_level.decode(ids) == "a<|endoftext|>b"
 
 
+LOSSY = {
+    "lower case": {"normalizer": {"type": "Lowercase"}},
+    "compatibility characters": {"normalizer": {"type": "NFKC"}},
+    "stripped": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    "a prefix space": {
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    },
+}
+
+
+@pytest.mark.parametrize("case", LOSSY)
+def test_a_byte_level_tokenizer_that_changes_a_prompt_is_refused(tmp_path, byte_level, case):
+    lossy = changed(tmp_path / "lossy.json", byte_level, **LOSSY[case])
+    with pytest.raises(ConfigError, match=r"lossy\.json turns .* into .*; take a tokenizer that keeps every") as caught:
+        lossy.encode("The answer ② is ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_that_the_vocabulary_lacks_is_not_dropped(tmp_path, byte_level):
+    model = json.loads(byte_level._tokenizer.to_str())["model"]
+    for byte in "\u0101\u0102":
+        model["vocab"][f"<{byte}>"] = model["vocab"].pop(byte)
+    model["merges"] = []
+    lacks = changed(tmp_path / "lacks.json", byte_level, model=model)
+    assert lacks.decode(lacks.encode("an answer")) == "an answer"
+    with pytest.raises(ConfigError, match=r"turns 'a\\x01b' into 'ab'"):
+        lacks.encode("a\x01b")
+
+
+def test_composed_characters_are_the_same_text(tmp_path, byte_level):
+    """Pile models come with the normalizer NFC, which they were trained with."""
+    pile = changed(tmp_path / "pile.json", byte_level, normalizer={"type": "NFC"})
+    text = unicodedata.normalize("NFD", "un café à Zürich")
+    assert pile.encode(text) == byte_level.encode(unicodedata.normalize("NFC", text)) != byte_level.encode(text)
+
+
+def test_truncation_padding_and_dropout_of_the_json_have_no_effect(tmp_path, byte_level):
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    padding.update({"pad_id": 1, "pad_type_id": 0, "pad_token": "!"})
+    model = {**json.loads(byte_level._tokenizer.to_str())["model"], "dropout": 0.5}
+    like = changed(tmp_path / "like.json", byte_level, truncation=truncation, padding=padding, model=model)
+    assert all(like.encode(TEXT) == byte_level.encode(TEXT) for _ in range(5))
+
+
+def test_added_tokens_are_plain_text(tmp_path, byte_level):
+    """In the byte-level spelling é is the byte E9, and Ġ a space."""
+    n = byte_level.n_vocab
+    tokens = [added(0, "<|endoftext|>"), added(n, "café"), added(n + 1, "  "), added(n + 2, "Ġ<x>")]
+    with_added = changed(tmp_path / "added.json", byte_level, added_tokens=tokens)
+    assert with_added.token_bytes[n:] == ["café".encode(), b"  ", "Ġ<x>".encode()]
+    text = "un café  ou Ġ<x> ?"
+    assert {n, n + 1, n + 2} < set(with_added.encode(text)) and with_added.decode(with_added.encode(text)) == text
+
+
+def test_a_vocabulary_of_more_than_65536_ids(tmp_path):
+    path = tmp_path / "large.json"
+    large = Tokenizer(models.WordLevel({"<end>": 0, **{f"w{i}": i for i in range(1, 70000)}}, unk_token="<end>"))
+    large.add_special_tokens(["<end>"])
+    large.save(str(path))
+    tokenizer = load_tokenizer(str(path), tmp_path / "model.pth", 70000)
+    assert tokenizer.n_vocab == len(tokenizer.token_bytes) == 70000
+    assert tokenizer.encode("w69999") == [69999] and tokenizer.decode([69999, 0, 5]) == "w69999"
+    can_end = make_stops(tokenizer, ["9999"]).can_end.nonzero()[0].tolist()
+    assert can_end == [9999, 19999, 29999, 39999, 49999, 59999, 69999]
+    with pytest.raises(ConfigError, match="has 70000 ids, but the model only 65536"):
+        load_tokenizer(str(path), tmp_path / "model.pth", 65536)
+    with pytest.raises(ConfigError, match="no tokenizer for a vocabulary of 70000"):
+        load_tokenizer("auto", tmp_path / "model.pth", 70000)
+
+
 def test_ids_with_gaps_count_up_to_the_highest(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "a": 5}, unk_token="<end>"))
     tokenizer.add_special_tokens(["<end>"])
@@ -96,6 +191,14 @@ def test_what_is_chosen_without_being_named(tmp_path, byte_level):
     byte_level._tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), JsonTokenizer)
     assert load_tokenizer("world", tmp_path / "model.pth", 65536).n_vocab == 65530
+
+
+def test_of_two_tokenizers_in_a_folder_the_models_own_is_taken(tmp_path, byte_level):
+    byte_level._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    own = resolve("tiny").with_name("rwkv7-tiny.tokenizer.json").read_text()
+    (tmp_path / "rwkv7-g1-0.1b-ctx4096.tokenizer.json").write_text(own)
+    assert load_tokenizer("auto", tmp_path / "rwkv7-g1-0.1b-ctx4096.pth", 65536).n_vocab == 115
+    assert load_tokenizer("auto", tmp_path / "another.pth", 65536).n_vocab == byte_level.n_vocab
 
 
 def test_tokenizers_that_do_not_fit_are_refused(tmp_path, byte_level):
