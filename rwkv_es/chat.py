@@ -18,6 +18,7 @@ from rwkv_es.session import open_model
 from rwkv_es.task import opening, render, template_named
 from rwkv_es.tokenizer import END_ID, Tokenizer, load_tokenizer
 
+TOKENS_AT_ONCE = 64  # of a text that is read; between them Ctrl-C is heard
 MAX_NEW = 2000  # tokens of an answer
 TEMPLATE = "chat"
 NEXT_USER = "\n\nUser:"  # the model goes on to write the next question itself
@@ -99,7 +100,8 @@ class Conversation:
         self.unread, self.rest, self.num_turns = ids, "", self.num_turns + 1
         x = None
         while self.unread and not is_stopped():
-            x = self._read_(self.unread.pop(0))
+            x = self._read_(self.unread[:TOKENS_AT_ONCE])
+            self.unread = self.unread[TOKENS_AT_ONCE:]
         yield opening(self.speaker.template)
         if x is not None and not self.unread:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -113,10 +115,11 @@ class Conversation:
             return render(template, question, self.speaker.system)
         return _GAPS.get(template, "\n\n") + render("chat" if template == "system" else template, question)
 
-    def _read_(self, token: int) -> Tensor:
+    def _read_(self, ids: list[int]) -> Tensor:
+        """Read tokens; return the hidden x (1,C) after the last."""
         model = self.speaker.model
-        tokens = torch.tensor([token], device=model.like.device)
-        return forward(unperturbed(model), model.arch, tokens, self.state)
+        tokens = torch.tensor(ids, device=model.like.device)
+        return forward(unperturbed(model), model.arch, tokens, self.state)[-1:]
 
     def _sample(self, x: Tensor, position: int) -> int:
         speaker = self.speaker
@@ -149,7 +152,7 @@ class Conversation:
             if is_stopped() or position + 1 == self.speaker.max_new:
                 self.unread = [token]
                 break
-            x = self._read_(token)
+            x = self._read_([token])
         yield held
 
     def _go_back_(self, mark: State, rest: bytes) -> None:

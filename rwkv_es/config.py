@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine": ("auto", "torch", "numba", "triton"),
     "dtype": ("auto", "fp32", "bf16"),
     "quantize": ("none", "int8"),
+    "state_dtype": ("fp32", "fp16"),
     "resume": ("auto", "never"),
     "split": ("train", "test"),
     "reward_signature": ("auto", "task", "plain", "trl", "trl_messages", "verl"),
@@ -74,6 +75,9 @@ class Config:
     master: str = _option("fp32", "bf16 weights: keep an fp32 master copy, or round stochastically")
     dtype: str = _option("auto", "dtype of the weights in the engine; auto: the file's (bf16 becomes fp32 on a CPU)")
     quantize: str = _option("none", "int8: large matrices in 8 bits, steps rounded stochastically to their grid")
+    state_dtype: str = _option(
+        "fp32", "how states are stored; fp16: half the memory, logits move by 5e-4 of their size"
+    )
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
     engine: str = _option(
         "auto", "numba: fused CPU kernels; triton: GPU ones, untried; torch: anywhere; auto: numba or torch"
@@ -116,7 +120,7 @@ _POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout", "rank_timeout")
 _COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "reward_workers")
 _NOT_NEGATIVE = (*_COUNTS, "momentum", "weight_decay", "temperature")
 _FRACTION = ("top_p", "schedule_end", "reward_error_limit")
-_ENGINE = ("dtype", "quantize", "device", "engine", "threads", "slots", "max_new")
+_ENGINE = ("dtype", "quantize", "state_dtype", "device", "engine", "threads", "slots", "max_new")
 _PROMPTING = ("template", "system", "shots", "bos")
 _COMMON = ("model", "tokenizer", "task", "data", *_PROMPTING, "seed", *_ENGINE)
 _CHAT = ("model", "tokenizer", "template", "system", "bos", "state", "seed", "dtype", "device", "threads", "max_new")

@@ -6,10 +6,12 @@ makes, while the values are in the cache: no pass over memory is made for a pert
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+
+from rwkv_es.vectors import LANES, add, fma, load, load_bf16, mul, splat, store, sub, total
 
 MATRICES = (
     *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
@@ -47,15 +49,19 @@ class Work(NamedTuple):
     mixed: np.ndarray  # (6,S,C): the operands of r k v w a g; later y in [0] and the removal key in [1]
     products: np.ndarray  # (7,S,C): r k v, then the pairs' w a v g
     v_first: np.ndarray  # (S,C): layer 0's value
+    heads: np.ndarray  # (HEADS_AT_ONCE or more,5*K_h): see `_gather_head`
 
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN_2 = np.float32(0.6931471805599453)
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LOG_DECAY = np.float32(-0.606531)
+HEADS_AT_ONCE = 64  # or those of one row, where it has more
 
-_kernel = numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
-_inline = numba.njit(nogil=True, fastmath=True, cache=True, error_model="numpy", inline="always")
+# Without numba's counting of references (_nrt) a slice costs nothing; the kernels then may not allocate.
+_OPTIONS: Any = {"nogil": True, "fastmath": True, "cache": True, "error_model": "numpy", "_nrt": False}
+_kernel = numba.njit(**_OPTIONS)
+_inline = numba.njit(inline="always", **_OPTIONS)
 
 
 @_inline
@@ -85,6 +91,24 @@ def _value(bits):
 
 
 @_inline
+def _dot(x, factor):
+    """Return <x, factor>: x (n,) fp32, factor (n,) bf16 bits."""
+    zero, whole, quarters = splat(np.float32(0)), len(x) // LANES * LANES, len(x) // (4 * LANES) * (4 * LANES)
+    t0, t1, t2, t3 = zero, zero, zero, zero  # four sums side by side: one would wait for itself
+    for c in range(0, quarters, 4 * LANES):
+        t0 = fma(load(x, c), load_bf16(factor, c), t0)
+        t1 = fma(load(x, c + LANES), load_bf16(factor, c + LANES), t1)
+        t2 = fma(load(x, c + 2 * LANES), load_bf16(factor, c + 2 * LANES), t2)
+        t3 = fma(load(x, c + 3 * LANES), load_bf16(factor, c + 3 * LANES), t3)
+    for c in range(quarters, whole, LANES):
+        t0 = fma(load(x, c), load_bf16(factor, c), t0)
+    result = total(add(add(t0, t1), add(t2, t3)))
+    for c in range(whole, len(x)):
+        result += x[c] * _value(factor[c])
+    return result
+
+
+@_inline
 def _take(x, noise, s, matrix):
     """Take the input side of a perturbation: coefficient = scale * <x, factor>, for every rank."""
     place = noise.place[matrix]
@@ -92,26 +116,8 @@ def _take(x, noise, s, matrix):
         return
     scale = noise.scale[matrix] * noise.sign[s]
     sides, end = noise.block[noise.direction[s]], place + len(x)
-    blocked = len(sides) // 4 * 4
-    for q in range(0, blocked, 4):  # four ranks for one reading of x
-        f0, f1 = sides[q][place:end], sides[q + 1][place:end]
-        f2, f3 = sides[q + 2][place:end], sides[q + 3][place:end]
-        t0 = t1 = t2 = t3 = np.float32(0)
-        for c in range(len(x)):
-            t0 += x[c] * _value(f0[c])
-            t1 += x[c] * _value(f1[c])
-            t2 += x[c] * _value(f2[c])
-            t3 += x[c] * _value(f3[c])
-        noise.coefficient[s, matrix, q] = t0 * scale
-        noise.coefficient[s, matrix, q + 1] = t1 * scale
-        noise.coefficient[s, matrix, q + 2] = t2 * scale
-        noise.coefficient[s, matrix, q + 3] = t3 * scale
-    for q in range(blocked, len(sides)):
-        side = sides[q][place:end]
-        total = np.float32(0)
-        for c in range(len(x)):
-            total += x[c] * _value(side[c])
-        noise.coefficient[s, matrix, q] = total * scale
+    for q in range(len(sides)):
+        noise.coefficient[s, matrix, q] = _dot(x, sides[q][place:end]) * scale
 
 
 @_inline
@@ -121,18 +127,24 @@ def _add(y, noise, s, matrix):
     if place < 0:
         return
     sides, end = noise.block[noise.direction[s]], place + len(y)
-    weight = noise.coefficient[s, matrix]
+    weight, whole = noise.coefficient[s, matrix], len(y) // LANES * LANES
     blocked = len(sides) // 4 * 4
     for q in range(0, blocked, 4):  # four ranks for one pass over y
         f0, f1 = sides[q][place:end], sides[q + 1][place:end]
         f2, f3 = sides[q + 2][place:end], sides[q + 3][place:end]
-        w0, w1, w2, w3 = weight[q], weight[q + 1], weight[q + 2], weight[q + 3]
-        for c in range(len(y)):
-            y[c] += w0 * _value(f0[c]) + w1 * _value(f1[c]) + w2 * _value(f2[c]) + w3 * _value(f3[c])
+        w0, w1, w2, w3 = splat(weight[q]), splat(weight[q + 1]), splat(weight[q + 2]), splat(weight[q + 3])
+        for c in range(0, whole, LANES):
+            more = fma(w1, load_bf16(f1, c), fma(w0, load_bf16(f0, c), load(y, c)))
+            store(y, c, fma(w3, load_bf16(f3, c), fma(w2, load_bf16(f2, c), more)))
+        for c in range(whole, len(y)):
+            more = weight[q] * _value(f0[c]) + weight[q + 1] * _value(f1[c])
+            y[c] += more + weight[q + 2] * _value(f2[c]) + weight[q + 3] * _value(f3[c])
     for q in range(blocked, len(sides)):
-        side, w0 = sides[q][place:end], weight[q]
-        for c in range(len(y)):
-            y[c] += w0 * _value(side[c])
+        side, w0 = sides[q][place:end], splat(weight[q])
+        for c in range(0, whole, LANES):
+            store(y, c, fma(w0, load_bf16(side, c), load(y, c)))
+        for c in range(whole, len(y)):
+            y[c] += weight[q] * _value(side[c])
 
 
 @_inline
@@ -156,14 +168,15 @@ def norm_and_mix(x, shift, layer, mixed, noise):
 
     In place: shift (S,C) becomes the normalised x.
     """
-    normal = np.empty(x.shape[1], np.float32)
     for s in range(len(x)):
+        old, normal = shift[s], mixed[5, s]
         _normalise(x[s], layer.norms[0], normal)
-        for m in range(6):
-            for c in range(len(normal)):
-                mixed[m, s, c] = normal[c] + (shift[s, c] - normal[c]) * layer.mixes[m, c]
-        for c in range(len(normal)):
-            shift[s, c] = normal[c]
+        for c in range(0, len(normal), LANES):
+            values = load(normal, c)
+            change = sub(load(old, c), values)
+            store(old, c, values)
+            for m in range(6):
+                store(mixed[m, s], c, fma(change, load(layer.mixes[m], c), values))
         _take(mixed[0, s], noise, s, R)
         _take(mixed[1, s], noise, s, K)
         _take(mixed[2, s], noise, s, V)
@@ -181,10 +194,12 @@ def activate_pairs(w, a, v, g, noise):
         _add(a[s], noise, s, A1)
         _add(v[s], noise, s, V1)
         _add(g[s], noise, s, G1)
-        for c in range(w.shape[1]):
-            w[s, c] = np.float32(2) * _sigmoid(np.float32(2) * w[s, c]) - _ONE
-        for c in range(g.shape[1]):
-            g[s, c] = _sigmoid(g[s, c])
+    flat_w, flat_g = w.reshape(w.size), g.reshape(g.size)  # a row alone is too short for the compiler's vectors
+    for c in range(len(flat_w)):
+        flat_w[c] = np.float32(2) * _sigmoid(np.float32(2) * flat_w[c]) - _ONE
+    for c in range(len(flat_g)):
+        flat_g[c] = _sigmoid(flat_g[c])
+    for s in range(len(w)):
         _take(w[s], noise, s, W2)
         _take(a[s], noise, s, A2)
         _take(v[s], noise, s, V2)
@@ -221,13 +236,15 @@ def _finish_vectors(s, work, layer, is_first, noise):
 
 
 @_inline
-def _gather_head(parts, head):
-    """Copy what the state update of a head reads, (K_h,) each, into one place: head (5*K_h,).
+def _gather_head(work, place, head):
+    """Copy what the state update of row s, head h (place) reads, (K_h,) each, into one place: head (5*K_h,).
 
-    Its parts are r, w, k, a * kk and kk, the removal key being normalised. One place and the flat state are all
-    that the loops of `_update_head` touch: the compiler then sees at once that nothing overlaps.
+    Its parts are r, w, k, -a * kk and kk, the removal key being normalised.
     """
-    r, w, k, a, kk = parts
+    s, h = place
+    p, q = h * K_H, (h + 1) * K_H  # one index, then a slice: numba keeps such views contiguous
+    r, k, w = work.products[0, s][p:q], work.products[1, s][p:q], work.products[3, s][p:q]
+    a, kk = work.products[4, s][p:q], work.mixed[1, s][p:q]
     square = np.float32(0)
     for j in range(K_H):
         square += kk[j] * kk[j]
@@ -239,30 +256,41 @@ def _gather_head(parts, head):
     for j in range(K_H):
         head[2 * K_H + j] = k[j]
     for j in range(K_H):
-        head[3 * K_H + j] = a[j] * kk[j] * inverse
+        head[3 * K_H + j] = -a[j] * kk[j] * inverse
     for j in range(K_H):
         head[4 * K_H + j] = kk[j] * inverse
 
 
 @_inline
 def _update_head(state, head, v, y):
-    """Renew one head's state in place and read it: state (K_h*K_h,), head from `_gather_head`, v and y (K_h,)."""
-    for i in range(0, K_H, 2):  # two values for one reading of the keys; four were slower
-        at = i * K_H
-        t0 = t1 = np.float32(0)
-        for j in range(K_H):
-            t0 += state[at + j] * head[4 * K_H + j]
-            t1 += state[at + K_H + j] * head[4 * K_H + j]
-        v0, v1 = v[i], v[i + 1]
-        y0 = y1 = np.float32(0)
-        for j in range(K_H):
-            s0 = state[at + j] * head[K_H + j] - t0 * head[3 * K_H + j] + v0 * head[2 * K_H + j]
-            s1 = state[at + K_H + j] * head[K_H + j] - t1 * head[3 * K_H + j] + v1 * head[2 * K_H + j]
-            state[at + j] = s0
-            state[at + K_H + j] = s1
-            y0 += s0 * head[j]
-            y1 += s1 * head[j]
-        y[i], y[i + 1] = y0, y1
+    """Renew one head's state in place and read it: state (K_h,K_h), head from `_gather_head`, v and y (K_h,).
+
+    The 64 values of a key lie side by side, in four vectors, so that no sum goes across a vector.
+    """
+    zero = splat(np.float32(0))
+    t0, t1, t2, t3 = zero, zero, zero, zero
+    for j in range(K_H):
+        kk, at = splat(head[4 * K_H + j]), j * K_H
+        t0, t1 = fma(load(state, at), kk, t0), fma(load(state, at + 16), kk, t1)
+        t2, t3 = fma(load(state, at + 32), kk, t2), fma(load(state, at + 48), kk, t3)
+    v0, v1, v2, v3 = load(v, 0), load(v, 16), load(v, 32), load(v, 48)
+    y0, y1, y2, y3 = zero, zero, zero, zero
+    for j in range(K_H):
+        r, w, at = splat(head[j]), splat(head[K_H + j]), j * K_H
+        k, a = splat(head[2 * K_H + j]), splat(head[3 * K_H + j])
+        s0 = fma(v0, k, fma(t0, a, mul(load(state, at), w)))
+        s1 = fma(v1, k, fma(t1, a, mul(load(state, at + 16), w)))
+        s2 = fma(v2, k, fma(t2, a, mul(load(state, at + 32), w)))
+        s3 = fma(v3, k, fma(t3, a, mul(load(state, at + 48), w)))
+        store(state, at, s0)
+        store(state, at + 16, s1)
+        store(state, at + 32, s2)
+        store(state, at + 48, s3)
+        y0, y1, y2, y3 = fma(s0, r, y0), fma(s1, r, y1), fma(s2, r, y2), fma(s3, r, y3)
+    store(y, 0, y0)
+    store(y, 16, y1)
+    store(y, 32, y2)
+    store(y, 48, y3)
 
 
 @_inline
@@ -282,15 +310,12 @@ def _norm_head(y, weight, bias):
 
 
 @_inline
-def _mix_head(state, work, layer, head, place):
-    """Renew the state of row s, head h (place), read it, and finish its part of y in work.mixed[0]."""
+def _finish_head(work, layer, place):
+    """Make a head's part of work.mixed[0] from what was read of its state: group norm, bonus, gate."""
     s, h = place
-    p, q = h * K_H, (h + 1) * K_H  # one index, then a slice: numba keeps such views contiguous
+    p, q = h * K_H, (h + 1) * K_H
     r, k, v = work.products[0, s][p:q], work.products[1, s][p:q], work.products[2, s][p:q]
-    w, a, g = work.products[3, s][p:q], work.products[4, s][p:q], work.products[6, s][p:q]
-    y, kk, r_k = work.mixed[0, s][p:q], work.mixed[1, s][p:q], layer.vectors[5][p:q]
-    _gather_head((r, w, k, a, kk), head)
-    _update_head(state.reshape(K_H * K_H), head, v, y)
+    y, g, r_k = work.mixed[0, s][p:q], work.products[6, s][p:q], layer.vectors[5][p:q]
     _norm_head(y, layer.vectors[6][p:q], layer.vectors[7][p:q])
     bonus = np.float32(0)
     for j in range(K_H):
@@ -303,15 +328,26 @@ def _mix_head(state, work, layer, head, place):
 def update_state(state, work, layer, is_first, noise):
     """The state update, group norm, bonus and gate: work -> work.mixed[0] (S,C), ready for the output matrix.
 
-    In place: state (S,H,K_h,K_h) is renewed, v_first set by the first layer.
+    In place: state (S,H,K_h,K_h), fp32 or fp16 bits, is renewed, v_first set by the first layer. A few rows go through
+    each of the three parts at once: states then come from memory in one stream, with nothing in between.
     """
     num_rows, num_heads = state.shape[:2]
-    head = np.empty(5 * K_H, np.float32)
-    for s in range(num_rows):
-        _finish_vectors(s, work, layer, is_first, noise)
-        for h in range(num_heads):
-            _mix_head(state[s, h], work, layer, head, (s, h))
-        _take(work.mixed[0, s], noise, s, OUT)
+    rows_at_once = max(HEADS_AT_ONCE // num_heads, 1)
+    for first in range(0, num_rows, rows_at_once):
+        last = min(first + rows_at_once, num_rows)
+        for s in range(first, last):
+            _finish_vectors(s, work, layer, is_first, noise)
+            for h in range(num_heads):
+                _gather_head(work, (s, h), work.heads[(s - first) * num_heads + h])
+        for s in range(first, last):
+            v, y = work.products[2, s], work.mixed[0, s]
+            for h in range(num_heads):
+                p, q = h * K_H, (h + 1) * K_H
+                _update_head(state[s, h], work.heads[(s - first) * num_heads + h], v[p:q], y[p:q])
+        for s in range(first, last):
+            for h in range(num_heads):
+                _finish_head(work, layer, (s, h))
+            _take(work.mixed[0, s], noise, s, OUT)
 
 
 @_kernel
@@ -320,13 +356,15 @@ def norm_and_shift(x, shift, layer, mixed, noise):
 
     In place: the output matrix's perturbation is added to x; shift (S,C) is renewed.
     """
-    normal = np.empty(x.shape[1], np.float32)
     for s in range(len(x)):
+        old, normal = shift[s], mixed[s]
         _add(x[s], noise, s, OUT)
         _normalise(x[s], layer.norms[1], normal)
-        for c in range(len(normal)):
-            mixed[s, c] = normal[c] + (shift[s, c] - normal[c]) * layer.ffn_mix[c]
-            shift[s, c] = normal[c]
+        for c in range(0, len(normal), LANES):
+            values = load(normal, c)
+            change = sub(load(old, c), values)
+            store(old, c, values)
+            store(normal, c, fma(change, load(layer.ffn_mix, c), values))
         _take(mixed[s], noise, s, FFN_KEY)
 
 

@@ -12,9 +12,9 @@ from rwkv_es.config import PROVENANCE, Config, model_name
 from rwkv_es.durable import writing
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.layout import STATE
-from rwkv_es.ledger import read_config
+from rwkv_es.ledger import best_weights, read_config
 from rwkv_es.quantize import moved
-from rwkv_es.snapshots import Snapshot, best, latest_snapshot, read_snapshot
+from rwkv_es.snapshots import Snapshot, latest_snapshot, read_snapshot
 
 _SUFFIXES = (".pth", ".safetensors")
 
@@ -29,14 +29,15 @@ def export(config: Config) -> Path:
     if not config.run:
         raise ConfigError("export needs the folder of a run: rwkv-es export RUN")
     run = Path(config.run)
-    made_with = read_config(run)[PROVENANCE]
-    base = Path(made_with["base"])
+    options = read_config(run)
+    base = Path(options[PROVENANCE]["base"])
     out = Path(config.out) if config.out else default_out(run, base)
     if out.exists() and out.resolve() != default_out(run, base).resolve():
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
-    snapshot = _choose(run, config.weights)
+    sha256 = options[PROVENANCE]["base_sha256"]
+    snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
-        _refuse_another_base(base, made_with["base_sha256"])
+        _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
     for path in export_params(snapshot.params, base, out):
         print(f"wrote {path} (weights after {snapshot.step} steps)")
     return out
@@ -72,16 +73,21 @@ def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path
     return [out, *written]
 
 
-def _refuse_another_base(base: Path, sha256: str) -> None:
-    """Make sure that the file is there which int8 weights are relative to."""
+def _refuse_another_base(base: Path, sha256: str, what: str) -> None:
     if not base.exists() or checkpoint.sha256(base) != sha256:
-        raise CheckpointError(
-            f"the run's int8 weights are steps from the base {base} of sha256 {sha256}; it is not there, restore it"
+        raise CheckpointError(f"{what} the base {base} of sha256 {sha256}; it is not there, restore it")
+
+
+def _choose(run: Path, weights: str) -> Snapshot | None:
+    """Return the best or last snapshot; None where the best weights are those before training."""
+    known = best_weights(run)
+    if weights == "best" and known is not None and known.step == 0:
+        print(
+            f"rwkv-es: no snapshot answered held-out problems better than the model before training (reward "
+            f"{known.score:.3f}), so that is exported as it was; --weights last exports the last weights",
+            file=sys.stderr,
         )
-
-
-def _choose(run: Path, weights: str) -> Snapshot:
-    known = best(run)
+        return None
     if weights == "best" and known is not None:
         return read_snapshot(run, known.step)
     if weights == "best":
@@ -90,6 +96,12 @@ def _choose(run: Path, weights: str) -> Snapshot:
     if snapshot is None:
         raise ConfigError(f"{run} has no readable snapshot yet; train on, or lower --snapshot-every")
     return snapshot
+
+
+def _before_training(base: Path, sha256: str, state: str) -> Snapshot:
+    _refuse_another_base(base, sha256, "the run's best weights are those of")
+    params, arch = checkpoint.load(base)
+    return Snapshot(0, {**params, **(checkpoint.load_state(state, arch) if state else {})}, {})
 
 
 def _as_base(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, checkpoint.Params]:

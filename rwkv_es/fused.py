@@ -94,10 +94,17 @@ class FusedEngine:
         self.threads = ThreadPoolExecutor(num_threads)
 
     def forward(self, weights: Weights, _: Arch, tokens: Tensor, state: State) -> Tensor:
-        """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state is updated in place."""
+        """Read one token per row, or all tokens with one row, as `model.forward` does: (S,) -> (S,C).
+
+        One row is seen as S rows that lie in the same memory. The kernels go from row to row, so that each finds there
+        what the one before has left.
+        """
         x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
         rows = _rows(x, weights, state)
-        self._share_out(lambda start, stop, scratch: self._run_(rows.part(start, stop), scratch), len(x))
+        if state.wkv.shape[1] < len(x):
+            self._run_(rows, self.scratch[0])
+        else:
+            self._share_out(lambda start, stop, scratch: self._run_(rows.part(start, stop), scratch), len(x))
         return layer_norm(weights, x, "ln_out")
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
@@ -107,10 +114,9 @@ class FusedEngine:
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache: run them on rows that nobody looks at."""
-        arch = self.model.arch
-        state = new_state(self.model, ROW_MULTIPLE)
         tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
-        self.forward(Weights(self.model.params), arch, tokens, state)
+        for num_rows in (ROW_MULTIPLE, 1):  # as rows, and as the text of one row: other code, for other strides
+            self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, num_rows))
 
     def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], Any], num_rows: int) -> list[Any]:
         """Let the threads work on contiguous shares of the rows, each a multiple of 8: no row's bits change."""
@@ -164,7 +170,9 @@ def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
         direction, sign = np.zeros(len(x), np.int64), np.zeros(len(x), np.float32)
     else:
         direction, sign = weights.direction.numpy(), weights.sign.numpy()
-    return Rows(x, state.att_shift.numpy(), state.wkv.numpy(), state.ffn_shift.numpy(), direction, sign)
+    wkv = state.wkv.view(torch.uint16) if state.wkv.dtype == torch.float16 else state.wkv  # numba knows no fp16
+    att_shift, wkv, ffn_shift = (t.expand(-1, len(x), *t.shape[2:]) for t in (state.att_shift, wkv, state.ffn_shift))
+    return Rows(x, att_shift.numpy(), wkv.numpy(), ffn_shift.numpy(), direction, sign)
 
 
 def _layer(params: Params, i: int) -> Layer:
@@ -211,6 +219,7 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
     widths = (6 * c, 7 * c, *ranks, f, c)
     memory = [torch.empty(ROWS_PER_BLOCK * width) for width in widths]
     coefficient = np.zeros((ROWS_PER_BLOCK, kernels.NUM_MATRICES, rank), np.float32)
+    heads = np.empty((max(kernels.HEADS_AT_ONCE, model.arch.n_head), 5 * kernels.K_H), np.float32)
 
     @cache
     def buffers(rows: int) -> Scratch:
@@ -224,7 +233,7 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
             products=products.unbind(),
             halves=tuple(halves),
             hidden=hidden,
-            work=kernels.Work(mixed.numpy(), products.numpy(), v_first.view(rows, c).numpy()),
+            work=kernels.Work(mixed.numpy(), products.numpy(), v_first.view(rows, c).numpy(), heads),
             half_arrays=tuple(half.numpy() for half in halves),
             hidden_array=hidden.numpy(),
             coefficient=coefficient[:rows],
@@ -251,7 +260,7 @@ def running(model: Model, factors: Factors | None, num_threads: int) -> Iterator
 @contextmanager
 def announced_compilation() -> Iterator[None]:
     """Say on stderr what is happening when the kernels' first call takes long: they are compiled, once per machine."""
-    text = "rwkv-es: compiling the CPU kernels, once on this machine; this takes some ten seconds ..."
+    text = "rwkv-es: compiling the CPU kernels, once on this machine; this takes about half a minute ..."
     timer = threading.Timer(_SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
     timer.start()
     try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.layout import Arch, Params
-from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, logits, new_state
+from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, forward, layer_norm, logits, new_state
 
 CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only where it is repeated
 _SLOW_START_S = 1.0
@@ -103,8 +103,10 @@ class GpuEngine:
         self.memory: list[Tensor] = []
         self.steps: dict[tuple[int, ...], Step] = {}
 
-    def forward(self, weights: Weights, _: Arch, tokens: Tensor, state: State) -> Tensor:
-        """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state is updated in place."""
+    def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row, or all tokens with one row (without these kernels), as `model.forward` does."""
+        if state.wkv.shape[1] < len(tokens):
+            return forward(weights, arch, tokens, state)
         key = (len(tokens), weights.factors is not None, *(part.data_ptr() for part in state))
         step = self.steps.get(key) or self._new_step(weights, len(tokens), state)
         if self.capture is not None and step.num_calls == CALLS_BEFORE_CAPTURE:

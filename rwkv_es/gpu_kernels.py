@@ -250,10 +250,10 @@ def _value(work, span, layer, noise, IS_FIRST: tl.constexpr):
 
 @triton.jit
 def _renewed(state, w, kk, a, k_and_v):
-    """Return one head's next state: S diag(w) - (S kk)(kk*a)^T + v k^T, state (K_h,K_h) as [value, key]."""
+    """Return one head's next state: S diag(w) - (S kk)(kk*a)^T + v k^T, state (K_h,K_h) as [key, value]."""
     k, v = k_and_v
-    removed = tl.sum(state * kk[None, :], 1)
-    return state * w[None, :] - removed[:, None] * (a * kk)[None, :] + v[:, None] * k[None, :]
+    removed = tl.sum(state * kk[:, None], 0)
+    return state * w[:, None] - (a * kk)[:, None] * removed[None, :] + k[:, None] * v[None, :]
 
 
 @triton.jit
@@ -283,9 +283,9 @@ def _update_state(state, work, layer, noise, IS_FIRST: tl.constexpr):
     kk = kk / tl.maximum(tl.sqrt(tl.sum(kk * kk)), 1e-12)
     k *= 1 + (a - 1) * _load(vectors + 4 * C, span)
     cells = state + (s * num_heads + h) * (K_H * K_H) + j[:, None] * K_H + j[None, :]
-    renewed = _renewed(tl.load(cells), w, kk, a, (k, v))
+    renewed = _renewed(tl.load(cells).to(tl.float32), w, kk, a, (k, v))
     tl.store(cells, renewed)
-    y = _group_norm(tl.sum(renewed * r[None, :], 1), span, vectors + 6 * C, C)
+    y = _group_norm(tl.sum(renewed * r[:, None], 0), span, vectors + 6 * C, C)
     bonus = tl.sum(r * k * _load(vectors + 5 * C, span))
     _store(work.mixed + row, span, (y + bonus * v) * g)
 

@@ -120,16 +120,14 @@ class Ledger:
 
     def held_out(self, step: int) -> float | None:
         """Return the held-out score noted for the weights after `step` steps."""
-        rows, _ = durable.read_lines(self.folder / "metrics.jsonl")
-        scores = [row["held_out_reward"] for row in rows if row.get("step") == step and "held_out_reward" in row]
-        return scores[-1] if scores else None
+        return held_out(self.folder, step)
 
     def best(self) -> Best | None:
-        """Return the best snapshot's step and score."""
-        return best(self.folder)
+        """Return the best weights' step and score."""
+        return best_weights(self.folder)
 
     def is_best(self, score: float) -> bool:
-        """Say whether a held-out score is above that of every snapshot so far."""
+        """Say whether a held-out score is above that of every snapshot so far, and of the weights before training."""
         known = self.best()
         return math.isfinite(score) and (known is None or score > known.score)
 
@@ -157,6 +155,21 @@ class Ledger:
             kept = [row for row in rows if self.next_step and row.get("step", 0) <= self.next_step]
             if len(kept) < len(rows):
                 durable.replace(path, "".join(map(durable.line, kept)))
+
+
+def held_out(folder: Path, step: int) -> float | None:
+    """Return the held-out score that a run folder has noted for the weights after `step` steps."""
+    rows, _ = durable.read_lines(folder / "metrics.jsonl")
+    scores = [row["held_out_reward"] for row in rows if row.get("step") == step and "held_out_reward" in row]
+    return scores[-1] if scores else None
+
+
+def best_weights(folder: Path) -> Best | None:
+    """Return which weights answered held-out problems best: a snapshot's, or those before training (step 0)."""
+    before, found = held_out(folder, 0), best(folder)
+    if before is not None and (found is None or found.score <= before):
+        return Best(0, before)
+    return found
 
 
 def sealed(seal_before: str, step: Step) -> dict[str, Any]:

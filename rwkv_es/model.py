@@ -23,6 +23,7 @@ class Model(NamedTuple):
     params: Params
     arch: Arch
     scales: Mapping[str, Tensor] = {}  # of the matrices held as int8: (o,) fp32
+    state_dtype: torch.dtype = torch.float32  # how rows' states are stored, fp32 or fp16
 
     @property
     def like(self) -> Tensor:
@@ -42,7 +43,7 @@ class State(NamedTuple):
     """The recurrent state of S rows."""
 
     att_shift: Tensor  # (L,S,C)
-    wkv: Tensor  # (L,S,H,K_h,K_h) fp32
+    wkv: Tensor  # (L,S,H,K_h,K_h) fp32 or fp16, as [key, value]
     ffn_shift: Tensor  # (L,S,C)
 
     def rows(self, rows: slice) -> "State":
@@ -60,7 +61,7 @@ def new_state(model: Model, num_rows: int) -> State:
     arch, like = model.arch, model.like
     shift = like.new_zeros(arch.n_layer, num_rows, arch.n_embd)
     heads = (arch.n_layer, num_rows, arch.n_head, arch.head_size, arch.head_size)
-    return State(shift, torch.zeros(heads, device=like.device), shift.clone())
+    return State(shift, torch.zeros(heads, dtype=model.state_dtype, device=like.device), shift.clone())
 
 
 class Factors(NamedTuple):
@@ -130,7 +131,7 @@ class Weights(NamedTuple):
         return x + torch.bmm(a.unsqueeze(1), self.factors.b[name][self.direction].mT).squeeze(1)
 
     def initial_wkv(self, layer: int) -> Tensor | None:
-        """Return the tuned initial state of a layer, (H,K_h,K_h) or (S,H,K_h,K_h) fp32; None where it is zero."""
+        """Return the tuned initial state of a layer, (H,K_h,K_h) or (S,H,K_h,K_h) fp32 as [value, key]; None: zero."""
         name = f"blocks.{layer}.att.time_state"
         if name not in self.params:
             return None
@@ -178,11 +179,14 @@ def reset_rows_(state: State, weights: Weights, rows: Tensor) -> None:
     for layer in range(len(state.wkv)):
         initial = weights.initial_wkv(layer)
         if initial is not None:
-            state.wkv[layer, rows] = initial
+            state.wkv[layer, rows] = initial.mT.to(state.wkv.dtype)
 
 
 def forward(weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
-    """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state (S rows) is updated in place."""
+    """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state (S rows) is updated in place.
+
+    Where the state has one row only, it reads all the tokens, one after the other: (T,) -> (T,C).
+    """
     x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
     v_first = x  # layer 0 sets it
     for i in range(arch.n_layer):
@@ -214,9 +218,8 @@ def time_mix(weights: Weights, arch: Arch, i: int, x: Tensor, carried: tuple[Sta
     """
     state, v_first = carried
     att = f"blocks.{i}.att."
-    shift = state.att_shift - x
+    shift = _renewed_(state.att_shift, x) - x
     xr, xw, xk, xv, xa, xg = (x + shift * weights.vector(f"{att}x_{c}") for c in "rwkvag")
-    state.att_shift.copy_(x)
 
     r = weights.linear(xr, att + "receptance.weight")
     k = weights.linear(xk, att + "key.weight")
@@ -243,9 +246,15 @@ def time_mix(weights: Weights, arch: Arch, i: int, x: Tensor, carried: tuple[Sta
 def channel_mix(weights: Weights, i: int, x: Tensor, shifted: Tensor) -> Tensor:
     """RWKV-7 channel mixing of one token: x (S,C) -> (S,C). `shifted` (S,C) is updated in place."""
     ffn = f"blocks.{i}.ffn."
-    mixed = x + (shifted - x) * weights.vector(ffn + "x_k")
-    shifted.copy_(x)
+    mixed = x + (_renewed_(shifted, x) - x) * weights.vector(ffn + "x_k")
     return weights.linear(torch.relu(weights.linear(mixed, ffn + "key.weight")).square(), ffn + "value.weight")
+
+
+def _renewed_(shifted: Tensor, x: Tensor) -> Tensor:
+    """Return `shifted` (S,C), what x (S,C) follows; in place it becomes x. Of one row (1,C), x are all its tokens."""
+    before = torch.cat((shifted, x[:-1])) if len(shifted) < len(x) else shifted.clone()
+    shifted.copy_(x[-len(shifted) :])
+    return before
 
 
 def _pair(weights: Weights, x: Tensor, name: str, activation=lambda x: x) -> Tensor:  # type: ignore[no-untyped-def]

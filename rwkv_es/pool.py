@@ -129,6 +129,16 @@ def prefixes(request: Request) -> list[Prefix]:
     return [(request.member, request.prompt[:length]) for length in request.forks]
 
 
+def longest_first(requests: Sequence[Request], num_slots: int) -> list[Request]:
+    """Let the longest of the last `num_slots` requests start first, so that few rows are left at the end, and briefly.
+
+    How long a completion becomes is not known; how long its prompt is says something. The others keep their order, by
+    members: what is saved for a member is then soon forgotten.
+    """
+    first = max(0, len(requests) - num_slots)
+    return [*requests[:first], *sorted(requests[first:], key=lambda request: -len(request.prompt))]
+
+
 def with_forks(requests: Sequence[Request], shortest: int = 8) -> list[Request]:
     """Mark what requests of one member share: a header of all their prompts, and the prompt of several samples.
 

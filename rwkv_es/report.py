@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rwkv_es.durable import read_lines, replace, writing
-from rwkv_es.ledger import read_config
-from rwkv_es.snapshots import best
+from rwkv_es.ledger import best_weights, read_config
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6
@@ -83,7 +82,7 @@ def curve(values: Sequence[float], width: int = 60, height: int = 8) -> str:
 
 
 def _page(folder: Path, options: Mapping[str, Any], metrics: list[dict], samples: list[dict]) -> str:
-    known = best(folder)
+    known = best_weights(folder)
     best_line = f"Best held-out reward {known.score:.3f}, after {known.step} steps." if known else ""
     title = f"{options.get('task', '')} · {folder.name}"
     charts = [

@@ -1,6 +1,6 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ from rwkv_es import fused, gpu
 from rwkv_es import model as torch_engine
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, new_state, perturb, reset_rows_, unperturbed
-from rwkv_es.pool import Admission, Move, Pool, Prefix, Request
+from rwkv_es.pool import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.sampler import Sampling, sample
 from rwkv_es.tokenizer import Stops
 
+FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
+MOST_AHEAD = 256  # tokens
 _SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
 _NEEDS = {
     "numba": "a CPU, numba, fp32 weights",
@@ -40,6 +42,9 @@ class Completion(NamedTuple):
     finish: str  # "stop" | "length"
 
 
+Hearing = Callable[[Mapping[Request, Completion]], None]  # is told after every tick what has ended, if anything
+
+
 class Rollout(NamedTuple):
     """Completions in the order of their requests, and what they cost."""
 
@@ -48,12 +53,18 @@ class Rollout(NamedTuple):
     num_read: int  # tokens read by active rows: prompts and samples
 
 
-def rollout(model: Model, requests: Sequence[Request], decoding: Decoding, factors: Factors | None = None) -> Rollout:
+def rollout(
+    model: Model,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    factors: Factors | None = None,
+    hear: Hearing = lambda ended: None,
+) -> Rollout:
     """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
 
     `factors` must hold the directions of all members among the requests; None: the unperturbed model.
     """
-    pool = Pool(requests, min(decoding.slots, len(requests)))
+    pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
     rows = _Rows(model, requests, decoding, factors)
     done: dict[Request, Completion] = {}
     num_ticks = num_read = 0
@@ -61,12 +72,15 @@ def rollout(model: Model, requests: Sequence[Request], decoding: Decoding, facto
         while not pool.is_done:
             rows.admit_(pool.admit())
             rows.forget_(pool.release())
+            num_read += rows.read_ahead_(engine, len(pool.active))
             num_ticks, num_read = num_ticks + 1, num_read + len(pool.active)
             rows.tick_(engine, len(pool.active))
             rows.save_prefixes_(pool)
             finished = rows.finished(len(pool.active))
-            done.update((pool.active[slot], completion) for slot, completion in finished.items())
+            ended = {pool.active[slot]: completion for slot, completion in finished.items()}
             rows.move_(pool.retire(finished))
+            done.update(ended)
+            hear(ended)
     return Rollout([done[request] for request in requests], num_ticks, num_read)
 
 
@@ -122,6 +136,23 @@ class _Rows:
         for slot, _, prefix in admissions:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
+
+    def read_ahead_(self, engine: Any, num_active: int) -> int:
+        """Where only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
+
+        The bits are those of token by token, the products larger. Returns the number of tokens read.
+        """
+        if num_active > FEW_ROWS:
+            return 0
+        next_stop = np.where(self.next_fork < 0, self.num_prompt, self.next_fork)[:num_active]
+        counts = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD) // ROW_MULTIPLE * ROW_MULTIPLE
+        for slot in np.flatnonzero(counts > 0):
+            first, count = self.num_read[slot], int(counts[slot])
+            tokens = self._index(self.prompt[slot, first : first + count])
+            weights = self.weights.rows(torch.full((count,), int(slot), device=self.member.device))
+            engine.forward(weights, self.model.arch, tokens, self.state.rows(slice(int(slot), int(slot) + 1)))
+            self.num_read[slot] += count
+        return int(counts[counts > 0].sum())
 
     def tick_(self, engine: Any, num_active: int) -> None:
         """Read one token per row; sample one for each row that has read its prompt."""

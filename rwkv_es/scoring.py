@@ -86,8 +86,8 @@ def serve(parent: Connection, scoring: Scoring, alarm_s: float) -> None:
             for answer in parent.recv():
                 _set_alarm(alarm_s)
                 result = score_one(scorer, answer)
+                _set_alarm(0.0)  # the parent may be busy, and listen later
                 parent.send((*result[:-1], dict(result.logs)))
-            _set_alarm(0.0)
 
 
 def _isolate() -> None:

@@ -1,7 +1,7 @@
 """What a verb works with: model, tokenizer, task and scorers; problems go in, scored answers come out."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,9 @@ from rwkv_es.pool import Request, with_forks
 from rwkv_es.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
 from rwkv_es.quantize import is_quantizable, quantize
 from rwkv_es.reward import RewardPool
-from rwkv_es.rollout import Completion, Decoding, Rollout, padded, rollout
+from rwkv_es.rollout import Completion, Decoding, Hearing, Rollout, padded, rollout
 from rwkv_es.sampler import Sampling
+from rwkv_es.signatures import Answer
 from rwkv_es.task import PART, Problem, Task
 from rwkv_es.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
 
@@ -108,7 +109,8 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
     if config.state:
         base = {**base, **load_state(config.state, arch)}
     dtype = _dtype(config.dtype, base["emb.weight"].dtype, device)
-    return path, base, _engine_copy(base, arch, (device, dtype), config.quantize == "int8")
+    model = _engine_copy(base, arch, (device, dtype), config.quantize == "int8")
+    return path, base, model._replace(state_dtype=torch.float16 if config.state_dtype == "fp16" else torch.float32)
 
 
 def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], is_int8: bool) -> Model:
@@ -171,8 +173,10 @@ class Asked(NamedTuple):
 AS_IT_IS = Asked((-1,))  # the unperturbed model, once
 
 
-def answer(session: Session, problems: Sequence[Problem], asked: Asked = AS_IT_IS) -> Answers:
-    """Let every member answer every problem `samples` times."""
+def answer(
+    session: Session, problems: Sequence[Problem], asked: Asked = AS_IT_IS, scorers: RewardPool | None = None
+) -> Answers:
+    """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended."""
     prompts = [encode_prompt(session, problem) for problem in problems]
     parts = [part_of(session, problem) for problem in problems]
     requests = [
@@ -181,20 +185,32 @@ def answer(session: Session, problems: Sequence[Problem], asked: Asked = AS_IT_I
         for index, prompt in enumerate(prompts)
         for sample in range(asked.samples)
     ]
-    result = _roll_out(session, requests, parts, asked.factors)
-    answered = list(zip(requests, result.completions, strict=True))
-    texts = [_text(session, parts[request.problem], completion.tokens) for request, completion in answered]
-    return Answers([problems[request.problem] for request in requests], texts, result)
+    answered = [problems[request.problem] for request in requests]
+    places = {request: place for place, request in enumerate(requests)}
+    texts = [""] * len(requests)
+
+    def hear(ended: Mapping[Request, Completion]) -> None:
+        for request, completion in ended.items():
+            place = places[request._replace(forks=())]
+            texts[place] = _text(session, parts[request.problem], completion.tokens)
+            if scorers is not None:
+                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, asked.step))
+        if scorers is not None:
+            scorers.tend_()
+
+    return Answers(answered, texts, _roll_out(session, requests, parts, asked.factors, hear))
 
 
-def _roll_out(session: Session, requests: Sequence[Request], parts: Sequence[Part], factors: Factors | None) -> Rollout:
+def _roll_out(
+    session: Session, requests: Sequence[Request], parts: Sequence[Part], factors: Factors | None, hear: Hearing
+) -> Rollout:
     """Generate all completions; those of a mixture's parts that stop at other strings one after the other."""
     results: dict[int, Completion] = {}
     num_ticks = num_read = 0
     for strings, stops in {part.stops.strings: part.stops for part in parts}.items():
         places = [i for i, request in enumerate(requests) if parts[request.problem].stops.strings == strings]
         together = with_forks([requests[place] for place in places])
-        found = rollout(session.model, together, session.decoding._replace(stops=stops), factors)
+        found = rollout(session.model, together, session.decoding._replace(stops=stops), factors, hear)
         results.update(zip(places, found.completions, strict=True))
         num_ticks, num_read = num_ticks + found.num_ticks, num_read + found.num_read
     return Rollout([results[place] for place in range(len(requests))], num_ticks, num_read)

@@ -31,7 +31,7 @@ class Snapshot(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The snapshot that answered held-out problems best."""
+    """The weights that answered held-out problems best."""
 
     step: int
     score: float

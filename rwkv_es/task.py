@@ -25,7 +25,7 @@ PART, SYSTEM = "part_of_mixture", "system_of_prompt"  # keys of a problem's meta
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is a text that scores 1.0; `meta` is for the scorer."""
+    """One question. `answer` is a text that scores 1.0, "" where none is known; `meta` is for the scorer."""
 
     prompt: str
     answer: str

@@ -1,16 +1,18 @@
 """`rwkv-es train`: evolution strategies with low-rank perturbations (EGGROLL, arXiv 2511.16652)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from rwkv_es.cluster import Cluster, joined
 from rwkv_es.config import Config, run_folder, to_dict
+from rwkv_es.doctor import preflight
 from rwkv_es.errors import ConfigError, RewardError
 from rwkv_es.final_answer import vote
 from rwkv_es.fitness import combine, shape
@@ -21,6 +23,7 @@ from rwkv_es.progress import Clock, Tally, held_out, held_out_line, readable, st
 from rwkv_es.replay import Trainee, move_, rebuild_, trainee
 from rwkv_es.reward import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
 from rwkv_es.session import (
+    AS_IT_IS,
     Asked,
     Session,
     answer,
@@ -58,6 +61,7 @@ class Past(NamedTuple):
     held_out: float | None  # score of the weights after the last step, where that is known
 
 
+_LOGGED = 16  # so many of the numbers that rewards log are averaged over all processes
 _UNTOLD = Past(0, 0, {}, [], None)
 
 
@@ -80,6 +84,9 @@ def train(config: Config) -> Path | None:
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path))
         try:
             with open_scorers(_scoring(config, cluster)) as scorers:
+                cluster.on_leader(
+                    lambda: None if ledger is None or ledger.steps else preflight(config, session, scorers)
+                )
                 _go_on(Run(config, cluster, session, trained, scorers, ledger))
         finally:
             if ledger is not None:
@@ -108,12 +115,12 @@ def take_step_(run: Run, step: int) -> None:
     pairs = run.cluster.shard(config.population // 2)  # this process's directions
     factors = draw_factors(run.trainee.noise.at(step, sigma), run.session.model, pairs)
     asked = Asked(range(2 * pairs.start, 2 * pairs.stop), config.samples, step, factors)
-    answers = answer(run.session, problems, asked)
+    answers = answer(run.session, problems, asked, run.scorers)  # which score while the others are generated
     clock.lap("generate_s")
-    scores = run.scorers.score(answers.problems, answers.texts, answers.token_ids, step)
+    scores = run.scorers.collect_()
     clock.lap("score_s")
     mine = as_matrix(scores.rewards, config, answers.texts)  # (members of this process,P)
-    rewards, counted = gather_step(run, mine, tally(answers, scores), clock)  # (N,P)
+    rewards, counted, logged = gather_step(run, mine, tally(answers, scores), scores.metrics, clock)  # (N,P)
     refuse_failing(config, counted, scores)
     fitness = shape(rewards, config.fitness)  # (N,)
     clock.lap("wait_s")
@@ -121,7 +128,8 @@ def take_step_(run: Run, step: int) -> None:
     clock.lap("update_s")
     checked = agreed_checksum(run, step)
     if run.ledger is not None:
-        metrics = {**summary(rewards, counted), **scores.metrics, **clock.laps, **moved}
+        still = sum(not any(past.fitness) for past in run.ledger.steps) + (not fitness.any())
+        metrics = {**summary(rewards, counted), "steps_without_signal": still, **logged, **clock.laps, **moved}
         note(run, step + 1, metrics)
         run.ledger.write_samples(step + 1, readable(answers, scores))
         tokens = int(counted.read)
@@ -129,13 +137,32 @@ def take_step_(run: Run, step: int) -> None:
         print(step_line(config.steps, step, metrics), flush=True)
 
 
-def gather_step(run: Run, mine: Tensor, counted: Tally, clock: Clock) -> tuple[Tensor, Tally]:
-    """Collect the rewards of all members and add up the counters; note on the clock how long each process waited."""
-    num_pairs = run.config.population // 2
+def gather_step(
+    run: Run, mine: Tensor, counted: Tally, logs: Mapping[str, float], clock: Clock
+) -> tuple[Tensor, Tally, dict[str, float]]:
+    """Collect the rewards of all members, add up the counters and average what the rewards log.
+
+    The clock gets how long each process waited.
+    """
+    num_pairs, num_counters = run.config.population // 2, len(counted)
     by_pair = mine.reshape(len(run.cluster.shard(num_pairs)), -1)  # (pairs of this process,2P)
-    rewards, counters = run.cluster.gather(by_pair, num_pairs, [*counted, clock.total_s])
-    clock.laps.update(waits(counters[:, -1].tolist()))
-    return rewards.reshape(run.config.population, -1), Tally(*counters[:, :-1].sum(0).tolist())
+    said = [*counted, clock.total_s, *(packed(logs) if run.config.reward else ())]
+    rewards, heard = run.cluster.gather(by_pair, num_pairs, said)
+    clock.laps.update(waits(heard[:, num_counters].tolist()))
+    logged = averaged(logs, heard[:, num_counters + 1 :]) if run.config.reward else dict(logs)
+    return rewards.reshape(run.config.population, -1), Tally(*heard[:, :num_counters].sum(0).tolist()), logged
+
+
+def packed(logs: Mapping[str, float]) -> list[float]:
+    """Lay out what rewards log for a message of fixed length: a mark of the first names, and their values."""
+    names = sorted(logs)[:_LOGGED]
+    return [crc32(repr(names).encode()), *(logs[name] for name in names), *[math.nan] * (_LOGGED - len(names))]
+
+
+def averaged(logs: Mapping[str, float], heard: Tensor) -> dict[str, float]:
+    """Average rank 0's numbers over the processes (size,1+_LOGGED) that have logged under the same names."""
+    alike = heard[heard[:, 0] == heard[0, 0], 1:]
+    return {**logs, **dict(zip(sorted(logs)[:_LOGGED], alike.mean(0).tolist()))}
 
 
 def agreed_checksum(run: Run, step: int) -> str:
@@ -234,8 +261,9 @@ def hold_out_(run: Run, num_steps: int) -> float:
     """Evaluate on held-out problems, greedily, and write the result down. Returns the mean reward."""
     problems = run.session.task.problems("test")[: run.config.eval_size or None]
     mine = run.cluster.shard(len(problems))
-    answers = answer(greedy(run.session), problems[mine.start : mine.stop])
-    scores = run.scorers.score(answers.problems, answers.texts, answers.token_ids, num_steps)
+    asked = AS_IT_IS._replace(step=num_steps)
+    answers = answer(greedy(run.session), problems[mine.start : mine.stop], asked, run.scorers)
+    scores = run.scorers.collect_()
     rewards = _floats(scores.rewards).reshape(-1, 1)
     rewards, counters = run.cluster.gather(rewards, len(problems), tally(answers, scores))
     metrics = held_out(rewards[:, 0].tolist(), Tally(*counters.sum(0).tolist()))

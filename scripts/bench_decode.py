@@ -28,6 +28,8 @@ def main() -> int:
     options = _parse()
     torch.set_num_threads(options.threads)
     model = given_model(options.model) if options.model else random_model(options.layers, options.dim, options.vocab)
+    if options.state_dtype == "fp16":
+        model = model._replace(state_dtype=torch.float16)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
     noise = Noise(0, select(shapes, {"matrices": 1.0}, options.rank)).at(0, 1e-3)
     factors = draw_factors(noise, model, range(-(-options.rows // 2)))
@@ -101,6 +103,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--state-dtype", default="fp32", choices=("fp32", "fp16"))
     parser.add_argument("--engine", default="numba", choices=("numba", "torch"))
     return parser.parse_args()
 

@@ -3,8 +3,9 @@
     python scripts/bench_refill.py --layers 4 --dim 128 --vocab 64 --slots 256 --requests 1024 --longest 64
     python scripts/bench_refill.py --layers 4 --dim 128 --vocab 64 --slots 256 --lengths lengths.txt
 
-Prints one JSON line with generated tokens/s (medians). Lockstep: the same rollout, called batch by batch, the next
-batch only when all of the last one is over; rows that end leave their batch. The lengths are those of a real run (one
+Prints one JSON line with generated tokens/s (medians; what is thrown away does not count). Lockstep: the same rollout,
+called batch by batch, every row going on until the longest of its batch is over. Compacting: rows that end leave their
+batch, and the next batch comes when all are over. The lengths are those of a real run (one
 integer per line), or drawn: lognormal, cut at the longest. The random official-layout model is made in memory and is
 not perturbed; every prompt is one token.
 """
@@ -39,7 +40,11 @@ def main() -> int:
     requests = [Request(member=-1, problem=i, prompt=(0,), max_new=length) for i, length in enumerate(lengths)]
     decoding = Decoding(never(options.vocab), slots=options.slots, threads=options.threads)
     batches = [requests[start : start + options.slots] for start in range(0, len(requests), options.slots)]
-    calls = {"refill": generate(model, [requests], decoding), "lockstep": generate(model, batches, decoding)}
+    calls = {
+        "refill": generate(model, [requests], decoding),
+        "compacting": generate(model, batches, decoding),
+        "lockstep": generate(model, [to_the_longest(batch) for batch in batches], decoding),
+    }
     seconds = medians_in_turns(calls, options.turns)
     print(json.dumps(_result(options, seconds, lengths)))
     return 0
@@ -54,6 +59,12 @@ def generate(model: Model, batches: Sequence[Sequence[Request]], decoding: Decod
             assert [len(completion.tokens) for completion in completions] == [request.max_new for request in batch]
 
     return run
+
+
+def to_the_longest(batch: Sequence[Request]) -> list[Request]:
+    """Let all of a batch generate as many tokens as its longest."""
+    longest = max(request.max_new for request in batch)
+    return [request._replace(max_new=longest) for request in batch]
 
 
 def never(num_tokens: int) -> Stops:
@@ -90,6 +101,7 @@ def _result(options: argparse.Namespace, seconds: dict[str, float], lengths: Seq
     return {
         **{f"{name}_tok_s": round(sum(lengths) / value, 1) for name, value in seconds.items()},
         "speedup": round(seconds["lockstep"] / seconds["refill"], 3),
+        "speedup_over_compacting": round(seconds["compacting"] / seconds["refill"], 3),
         "mean_length_per_maximum": round(sum(lengths) / len(lengths) / max(lengths), 3),
         "peak_bytes": peak_bytes(),
         **vars(options),

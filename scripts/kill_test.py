@@ -7,6 +7,8 @@ launcher itself died, the same command is given again.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -20,7 +22,8 @@ from typing import NamedTuple
 
 LAUNCH = Path(__file__).parent / "launch" / "cpu.yaml"
 RESTARTS = 1000
-# The embedded model answers too fast to be hit in a step: a reward that takes its time makes steps long enough.
+# The embedded model answers too fast to be hit in a step: a reward that takes its time over wrong answers (the right
+# ones are looked at before a run) makes steps long enough.
 TASK = """
 import time
 from rwkv_es.task import load_task
@@ -29,8 +32,9 @@ VERSION, STOP, MAX_NEW, TEMPLATE = "1", task.stop, task.max_new, task.template
 def problems(split, data=""):
     return task.problems(split)
 def reward(problem, text):
-    time.sleep({seconds})
-    return task.reward(problem, text)
+    found = task.reward(problem, text)
+    time.sleep({seconds} if found < 1 else 0)
+    return found
 """
 
 
@@ -42,7 +46,7 @@ class Kill(NamedTuple):
     after_s: float
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run both trainings and compare the weights of every step. Returns the exit code."""
     parser = argparse.ArgumentParser(description="Kill a training at random and compare it with an undisturbed one.")
     parser.add_argument("--kills", type=int, default=30)
@@ -53,7 +57,7 @@ def main() -> int:
     )
     parser.add_argument("--score-seconds", type=float, default=0.2, help="seconds that the reward takes per answer")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     draw = random.Random(given.seed)
     kills = [
         Kill(draw.randrange(given.processes + 1), draw.random() < 0.6, draw.uniform(0, given.longest))
@@ -63,10 +67,8 @@ def main() -> int:
         undisturbed = run_undisturbed(Path(folder), given.steps)
         num_starts = run_killed(Path(folder), given, kills)
         disturbed = checksums(Path(folder) / "killed")
-        replayed = subprocess.run(
-            [sys.executable, "-m", "rwkv_es", "replay", f"{folder}/killed"], check=False, stdout=subprocess.PIPE
-        )
-    is_same = disturbed == undisturbed and replayed.returncode == 0
+        replayed = quietly(["replay", f"{folder}/killed"])
+    is_same = disturbed == undisturbed and replayed == 0
     print(f"{len(kills)} kills, {num_starts} starts of the launcher, {len(disturbed)} steps: ", end="")
     print("the same bits in every step, and replay agrees" if is_same else f"DIFFERENT: {undisturbed} {disturbed}")
     return 0 if is_same else 1
@@ -80,13 +82,22 @@ def command(folder: Path, name: str, steps: int, score_seconds: float) -> list[s
     sizes = f"--steps {steps} --population 8 --prompts 2 --max-new 40 --eval-size 4 --eval-every 5 --snapshot-every 3"
     noise = "--sigma 0.02 --lr 0.02 --targets matrices=1,head.weight=3 --threads 1 --device cpu"
     ours = ["--tracker", "none", "--rank-timeout", "30", "--task", str(task), "--run", str(folder / name)]
-    return ["-m", "rwkv_es", "train", *sizes.split(), *noise.split(), *ours]
+    return ["train", *sizes.split(), *noise.split(), *ours]
 
 
 def run_undisturbed(folder: Path, steps: int) -> list[str]:
     """Train in one process; return the checksum of every step's weights."""
-    subprocess.run([sys.executable, *command(folder, "undisturbed", steps, 0)], check=True, stdout=subprocess.DEVNULL)
+    if quietly(command(folder, "undisturbed", steps, 0)):
+        raise RuntimeError("the undisturbed training failed")
     return checksums(folder / "undisturbed")
+
+
+def quietly(argv: list[str]) -> int:
+    """Run a command line of rwkv-es here, without its output. Returns the exit code."""
+    from rwkv_es.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return main(argv)
 
 
 def run_killed(folder: Path, given: argparse.Namespace, kills: list[Kill]) -> int:
@@ -97,7 +108,7 @@ def run_killed(folder: Path, given: argparse.Namespace, kills: list[Kill]) -> in
     while True:
         num_starts += 1
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", *launch, *arguments],
+            [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "rwkv_es", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -16,7 +16,7 @@ TIME_LIMIT_S = 60
 
 _started = []
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["rwkv_es.train", "rwkv_es.export", "rwkv_es.report", "accelerate"])
+_context.set_forkserver_preload(["rwkv_es.train", "rwkv_es.export", "rwkv_es.report", "accelerate", "torch._dynamo"])
 
 
 def arguments(folder, **options):

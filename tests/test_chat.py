@@ -66,7 +66,8 @@ def state_after(speaker, ids):
 
 def assert_has_read(conversation, ids):
     for found, wanted in zip(conversation.state, state_after(conversation.speaker, ids)):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        # Not the same bits: a text is read in parts, and products of several rows take other paths than those of one.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 FIRST = b"User: hi\n\nAssistant:"
@@ -112,7 +113,8 @@ def test_a_longest_answer_is_read_whole_by_the_next_turn(speaker):
 
 
 @pytest.mark.parametrize("after", [0, 5, len(FIRST), len(FIRST) + 2])
-def test_an_answer_cut_short_leaves_a_state_to_go_on_from(speaker, after):
+def test_an_answer_cut_short_leaves_a_state_to_go_on_from(speaker, after, monkeypatch):
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 1)
     conversation = scripted(speaker, ids_of(b"abcdefgh"))
     asked = []
 

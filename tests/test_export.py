@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_ledger import layers
 
+from rwkv_es.checkpoint import load
 from rwkv_es.config import Config, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.export import default_out, export, export_params
@@ -50,6 +51,23 @@ def test_the_file_has_the_bases_keys_order_shapes_dtypes_and_name(run):
 def test_best_and_last_weights_are_chosen(run, tmp_path):
     assert value(export(Config(run=str(run)))) == 1.0  # 1 + 2**-12 in bf16
     assert value(export(Config(run=str(run), weights="last", out=str(tmp_path / "new" / "a.pth")))) == 2.0
+
+
+@pytest.mark.parametrize(("before", "step"), [(0.5, 0), (0.4, 1)])
+def test_weights_that_are_no_better_than_the_base_are_not_the_best(run, capsys, before, step):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": before}) + "\n")
+    out = export(Config(run=str(run)))
+    said = capsys.readouterr()
+    assert f"(weights after {step} steps)" in said.out
+    assert ("better than the model before training (reward 0.500)" in said.err) == (step == 0)
+    assert all(torch.equal(tensor, read(run.parent / "models" / NAME)[name]) for name, tensor in read(out).items())
+
+
+def test_a_base_that_is_the_best_and_gone_is_said(run):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": 0.6}) + "\n")
+    (run.parent / "models" / NAME).write_bytes(b"another")
+    with pytest.raises(CheckpointError, match=r"best weights are those of the base .* it is not there"):
+        export(Config(run=str(run)))
 
 
 def test_without_an_evaluation_the_last_weights_are_exported_and_it_is_said(run, capsys):
@@ -133,6 +151,22 @@ def test_a_tokenizer_beside_the_base_comes_along(run, tmp_path, name):
     written = export_params(layers(), tmp_path / "models" / NAME, tmp_path / "out.pth")
     assert written == [tmp_path / "out.pth", tmp_path / "out.tokenizer.json"]
     assert json.loads(written[1].read_text()) == {"vocab": 8}
+
+
+def test_of_two_tokenizers_beside_the_base_its_own_comes_along(run, tmp_path):
+    (tmp_path / "models" / "tokenizer.json").write_text("of another model")
+    (tmp_path / "models" / NAME.replace(".pth", ".tokenizer.json")).write_text("its own")
+    export_params(layers(), tmp_path / "models" / NAME, tmp_path / "out.pth")
+    assert (tmp_path / "out.tokenizer.json").read_text() == "its own"
+
+
+def test_a_base_whose_embedding_is_its_head_is_exported_to_safetensors(tmp_path):
+    base, out = tmp_path / "base.pth", tmp_path / "out.safetensors"
+    torch.save({**layers(), "head.weight": layers()["emb.weight"]}, base)
+    tied = load(base)[0]
+    tied["head.weight"] = tied["emb.weight"]
+    export_params(tied, base, out)
+    assert all(torch.equal(tensor, tied[name]) for name, tensor in load(out)[0].items())
 
 
 def test_without_its_base_a_run_is_exported_as_trained(run, tmp_path, capsys):

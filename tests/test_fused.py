@@ -8,6 +8,7 @@ from test_model import KINDS, make_model, random_tokens, written_out
 from test_rollout import HOT, NEVER, V, requests_of
 
 from rwkv_es import fused
+from rwkv_es import model as torch_engine
 from rwkv_es.cpu_kernels import exp_array
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import Weights, draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state
@@ -62,6 +63,50 @@ def test_states_and_logits_equal_the_torch_engine(tmp_path, n_layer, n_embd):
         torch.testing.assert_close(part, expected_part, rtol=1e-4, atol=2e-5)
 
 
+def test_states_of_fp16_cost_little_precision_and_are_the_same_in_both_engines(tmp_path):
+    model = make_model(tmp_path, 3)
+    half = model._replace(state_dtype=torch.float16)
+    tokens, weights = random_tokens(16, 40, 64), Weights(model.params)
+    with fused.running(half, None, 1) as engine:
+        found, state = decode(engine, half, tokens, weights)
+        exact, exact_state = decode(engine, model, tokens, weights)
+    plain, plain_state = decode(torch_engine, half, tokens, weights)
+    assert state.wkv.dtype == plain_state.wkv.dtype == torch.float16
+    assert exact_state.wkv.dtype == torch.float32
+    difference = abs(found - exact).max() / abs(exact).max()
+    assert 1e-6 < difference < 2e-3  # half an ulp of fp16 is 2.4e-4 of a state's entry, and many entries are summed
+    assert abs(found - plain).max() / abs(exact).max() < 1e-3  # a value between two neighbours may go either way
+    assert torch.equal(decode(torch_engine, half, tokens[:8], weights)[0], plain[:8])
+
+
+def test_a_state_of_fp16_starts_from_the_initial_state(tmp_path):
+    model = with_initial_state(make_model(tmp_path, 2))._replace(state_dtype=torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        model.params[f"blocks.{i}.att.time_state"].copy_(torch.randn(1, 64, 64, generator=generator))
+    state = new_state(model, 8)
+    reset_rows_(state, Weights(model.params), torch.tensor([3]))
+    assert torch.equal(state.wkv[1, 3], model.params["blocks.1.att.time_state"].mT.half())
+    assert not state.wkv[:, :3].any()
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_a_row_that_reads_a_text_at_once_has_the_bits_of_one_that_reads_token_by_token(tmp_path, name, state_dtype):
+    model = make_model(tmp_path, n_layer=3)._replace(state_dtype=state_dtype)
+    factors = draw_factors(noise_of(model, {"matrices": 1.0, "head.weight": 2.0}, 2), model, range(4))
+    tokens, weights = random_tokens(8, 48, 64), perturb(model, factors, torch.arange(8))
+    with fused.running(model, factors, 2) as fast:
+        engine = torch_engine if name == "torch" else fast
+        expected, states = decode(engine, model, tokens, weights)
+        for row in range(8):
+            state = new_state(model, 1)
+            of_row = weights.rows(torch.full((24,), row))
+            hidden = [engine.forward(of_row, model.arch, part, state) for part in tokens[row].split(24)]
+            assert torch.equal(torch.cat([engine.logits(of_row, x) for x in hidden]), expected[row])
+            assert all(torch.equal(part[:, 0], whole[:, row]) for part, whole in zip(state, states))
+
+
 def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
     model = make_model(tmp_path)
     params = {
@@ -78,9 +123,9 @@ def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
         assert torch.equal(decode(engine, without, tokens, Weights(params))[0], expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_blocks_and_places_never_change_a_bit(tmp_path, monkeypatch, threads):
-    model = make_model(tmp_path)
+@pytest.mark.parametrize(("threads", "state_dtype"), [(1, torch.float32), (2, torch.float16), (3, torch.float32)])
+def test_threads_blocks_and_places_never_change_a_bit(tmp_path, monkeypatch, threads, state_dtype):
+    model = make_model(tmp_path)._replace(state_dtype=state_dtype)
     factors = draw_factors(noise_of(model, {"matrices": 1.0, "head.weight": 2.0}, 2), model, range(8))
     members, tokens = torch.arange(200) % 16, random_tokens(200, 4, 64)
     with fused.running(model, factors, 1) as engine:

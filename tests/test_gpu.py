@@ -187,11 +187,21 @@ def test_update_state(rank, is_first):
     work = kernels.Work(random(6, S, C), random(7, S, C, seed=3), random(S, C, seed=4))
     nothing = torch.zeros(S, C, device=DEVICE)
     add = [made.set_(name) if name in names else nothing for name in ("R", "K", "V", "W2", "A2", "V2", "G2")]
-    renewed, y, v_first = updated(state, work, layer, is_first, add)
+    renewed, y, v_first = updated(state.mT, work, layer, is_first, add)
     kernels.update_state(state, work, layer, is_first, made.seen)
-    close(state, renewed)
+    close(state, renewed.mT)
     close(work.mixed[0], y, 1e-4)  # the group norm divides by what may be small
     close(work.v_first, v_first)
+
+
+def test_a_state_of_fp16_is_renewed_in_fp32_and_rounded():
+    made, layer, state = Noise([], 1), vectors(), random(S, H, 64, 64).half()
+    work = kernels.Work(random(6, S, C), random(7, S, C, seed=3), random(S, C, seed=4))
+    add = [torch.zeros(S, C, device=DEVICE)] * 7
+    renewed, y, _ = updated(state.float().mT, work, layer, False, add)
+    kernels.update_state(state, work, layer, False, made.seen)
+    close(state.float(), renewed.mT, 1e-3)
+    close(work.mixed[0], y, 1e-4)
 
 
 @pytest.mark.parametrize("rank", RANKS)

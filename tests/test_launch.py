@@ -1,6 +1,7 @@
 """The launch files: what the documented commands start, and what becomes of it when it is killed."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def outcome(argv, timeout_s, environment=None):
     return subprocess.run(argv, check=False, **settings)
 
 
+@pytest.mark.slow  # that two processes train together is in test_cluster, that the launcher starts them below
 def test_the_launcher_starts_two_processes_that_log_to_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     done = launch(tmp_path / "run")
@@ -37,11 +39,26 @@ def test_the_launcher_starts_two_processes_that_log_to_tensorboard(tmp_path):
     assert b"reward_mean" in events.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_not_tried_again(tmp_path):
     (tmp_path / "file").write_text("")
     done = launch(tmp_path / "file" / "run")
     assert done.returncode != 0
     assert done.stderr.count("rwkv-es: cannot write") == 1
+
+
+LAUNCHER = """
+import subprocess, sys
+child = "from rwkv_es import errors, launcher\\nwith launcher.under_launcher(): raise errors.{error}('what is wrong')"
+print(subprocess.run([sys.executable, "-c", child], env={{"TORCHELASTIC_RUN_ID": "1"}}).returncode, flush=True)
+"""
+
+
+@pytest.mark.parametrize("error, is_mistake", [("ConfigError", True), ("ClusterError", False)])
+def test_a_users_mistake_ends_the_launcher_and_the_loss_of_a_process_does_not(error, is_mistake):
+    done = outcome([sys.executable, "-c", LAUNCHER.format(error=error)], 60)
+    assert (done.returncode, done.stdout) == ((-signal.SIGTERM, "") if is_mistake else (0, "1\n"))
+    assert "what is wrong" in done.stderr
 
 
 def test_the_launch_files_are_understood_by_accelerate():
@@ -56,12 +73,24 @@ def test_the_launch_files_are_understood_by_accelerate():
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_kills_leave_the_same_bits(kills):
-    script = str(ROOT / "scripts" / "kill_test.py")
-    few = ["--kills", str(kills), "--steps", "4", "--longest", "0.5", "--score-seconds", "0.1", "--seed", "5"]
-    done = outcome([sys.executable, script, *few], 300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "the same bits in every step, and replay agrees" in done.stdout
+def test_kills_leave_the_same_bits(kills, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from kill_test import main
+
+    few = [
+        "--kills",
+        str(kills),
+        "--steps",
+        str(kills + 2),
+        "--longest",
+        "0.2",
+        "--score-seconds",
+        "0.05",
+        "--seed",
+        "5",
+    ]
+    assert main(few) == 0
+    assert "the same bits in every step, and replay agrees" in capsys.readouterr().out
 
 
 @pytest.mark.slow

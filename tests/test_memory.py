@@ -60,7 +60,7 @@ def test_an_update_holds_a_few_slabs_and_no_copy_of_the_matrix(kind, decay):
     before = model.params["head.weight"][:8].clone()
     taken = extra(lambda: updater.step_(noise, torch.linspace(-1, 1, 8), lr=10.0))
     assert not torch.equal(model.params["head.weight"][:8], before)
-    assert taken < 85 * MB  # five slabs of 16 MB; a single fp32 copy is 192 MB
+    assert taken < 100 * MB  # six slabs of 16 MB; a single fp32 copy is 192 MB
     assert updater.weights() is model.params
 
 

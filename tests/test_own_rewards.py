@@ -30,7 +30,7 @@ TASK = """
 from rwkv_es.task import Problem
 VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 6, "raw"
 def problems(split, data=""):
-    return [Problem(f"{a} {2 if split == 'train' else 3} 1=5:", "5") for a in range(1, 5)]
+    return [Problem(f"{a} {2 if split == 'train' else 3} 1=5:", "") for a in range(1, 5)]
 def reward(problem, text):
     return sum(map(ord, text)) / 1000
 """

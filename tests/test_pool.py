@@ -1,6 +1,6 @@
 import random
 
-from rwkv_es.pool import Move, Pool, Request, with_forks
+from rwkv_es.pool import Move, Pool, Request, longest_first, with_forks
 
 
 def request(member, problem, prompt, sample=0):
@@ -104,3 +104,15 @@ def test_a_prompt_that_is_the_header_of_another_still_has_its_last_token_to_read
     requests = with_forks([request(0, 0, long), request(0, 1, short)])
     assert requests[0].forks == (20,) and requests[1].forks == ()
     read_all(requests, 4)
+
+
+def test_the_longest_of_the_last_start_first_and_the_others_as_they_came():
+    requests = [request(m, p, [1] * (p + 1), s) for m in range(2) for p in range(3) for s in range(2)]
+    ordered = longest_first(requests, 7)
+    assert ordered[:5] == requests[:5]
+    assert [(r.member, r.problem, r.sample) for r in ordered[5:]] == [
+        *((0, 2, 1), (1, 2, 0), (1, 2, 1)),  # one sample of the first five is a sibling of this one
+        *((1, 1, 0), (1, 1, 1), (1, 0, 0), (1, 0, 1)),
+    ]
+    assert longest_first(requests[:3], 7) == [requests[2], *requests[:2]]
+    assert longest_first([], 7) == []

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 
 from rwkv_es.errors import RewardError, TaskError
 from rwkv_es.reward import RewardPool, Scores
+from rwkv_es.signatures import Answer
 from rwkv_es.task import Problem, load_task
 
 TIMEOUT_S = 0.6
 HOSTILE = """
-import ctypes, os, resource, subprocess, sys, time
+import ctypes, os, resource, subprocess, sys, threading, time
 from multiprocessing import parent_process
 from pathlib import Path
 from rwkv_es.task import Problem
@@ -43,6 +45,17 @@ def throw():
 def throw_base():
     raise Stop("no Exception")
 
+def leave_behind():
+    def hold():
+        time.sleep(0.1)
+        3 ** 10 ** 9  # lets no other thread run
+
+    threading.Thread(target=hold, daemon=True).start()
+    return 1.0
+
+def throw_long():
+    raise ValueError("long" * 1000)
+
 def print_much():
     for _ in range(1024):
         print("x" * (1 << 20))
@@ -56,6 +69,8 @@ ACTIONS = {
     "grandchild": grandchild,
     "throw": throw,
     "throw base": throw_base,
+    "throw long": throw_long,
+    "leave behind": leave_behind,
     "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt),
     "sys.exit": lambda: sys.exit(0),
     "_exit": lambda: os._exit(3),
@@ -166,7 +181,7 @@ def test_results_come_in_the_order_of_the_texts_however_long_each_takes(task):
 
 
 def test_the_time_limit_is_for_one_answer_and_not_for_a_batch(task):
-    assert score(task, ["sleep 0.1 1"] * 16) == Scores([1.0] * 16, 0, 0, "")
+    assert score(task, ["sleep 0.1 1"] * 8) == Scores([1.0] * 8, 0, 0, "")
 
 
 def test_several_workers_share_the_work(task):
@@ -174,6 +189,75 @@ def test_several_workers_share_the_work(task):
     with RewardPool(task, "", 2, 5.0, 1.0) as pool:
         while len(pids) < 2:  # until the slower one has started
             pids |= set(pool.score([Problem("q", "1")] * 8, ["pid", "sleep 0.1 0"] * 4).rewards[::2])
+
+
+def take(pool: RewardPool, texts: list[str], order: list[int] | None = None) -> float:
+    """Take answers one by one, as they would be generated. Returns the longest that a call took."""
+    longest = 0.0
+    for place in order or range(len(texts)):
+        start = time.perf_counter()
+        pool.take_(place, Answer(Problem("q", "1"), texts[place]))
+        pool.tend_()
+        longest = max(longest, time.perf_counter() - start)
+        time.sleep(0.002)
+    return longest
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_answers_taken_one_by_one_in_any_order_are_scored_like_a_list(task, workers):
+    texts = ["nan" if i == 11 else "throw" if i % 10 == 5 else "none" if i == 7 else f"{i}" for i in range(40)]
+    with RewardPool(task, "", workers, 5.0, 1.0) as pool:
+        expected = pool.score([Problem("q", "1")] * 40, texts)
+        for seed in range(3):
+            take(pool, texts, random.Random(seed).sample(range(40), 40))
+            scores = pool.collect_()
+            assert scores._replace(first_error="") == expected._replace(first_error="")
+            assert "what was thrown" in scores.first_error, "of the first text, not of the first one that came"
+    assert (expected.rewards[39], expected.errors) == (39.0, 5)
+
+
+def test_a_hanging_reward_does_not_stop_who_hands_answers_over_and_is_replaced_meanwhile(task):
+    texts = ["hang", *(f"{i}" for i in range(1, 600))]
+    with RewardPool(task, "", 2, TIMEOUT_S, 1.0) as pool:
+        assert pool.score([Problem("q", "1")] * 2, ["sleep 0.3 0"] * 2).rewards == [0.0, 0.0]  # both are at work
+        assert take(pool, texts) < 0.2
+        start = time.perf_counter()
+        scores = pool.collect_()
+    assert time.perf_counter() - start < 0.3, "the time limit was over before"
+    assert (scores.rewards, scores.timeouts) == ([0.0, *map(float, range(1, 600))], 1)
+
+
+def test_a_worker_that_does_not_read_stops_nobody(task):
+    with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
+        assert pool.score([Problem("q", "1")], ["leave behind"]).rewards == [1.0]
+        time.sleep(0.3)
+        assert take(pool, ["x" * 8_000_000 + " 1"]) < 0.3
+        assert pool.collect_().timeouts == 1
+        assert pool.score([Problem("q", "1")], ["x" * 8_000_000 + " 1"]).rewards == [1.0]
+
+
+def test_results_that_nobody_collects_for_long_are_kept(task, monkeypatch):
+    monkeypatch.setattr("rwkv_es.reward.ORPHAN_S", 0.0)
+    with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
+        assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
+        for place in range(256):  # more than the pipe holds
+            pool.take_(place, Answer(Problem("q", "1"), "throw long"))
+        pool.tend_()
+        time.sleep(2 * TIMEOUT_S)
+        scores = pool.collect_()
+    assert (scores.errors, scores.timeouts) == (256, 0)
+
+
+def test_too_many_failures_among_answers_that_are_all_scored_already_stop_the_run(task):
+    with RewardPool(task, "", 1, 5.0, 0.5) as pool:
+        assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
+        take(pool, ["throw"] * 16)
+        for _ in range(40):
+            time.sleep(0.01)
+            pool.tend_()
+        with pytest.raises(RewardError, match="failed on 16 of 16 answers"):
+            pool.collect_()
+        assert pool.score([Problem("q", "1")], ["0.5"]).rewards == [0.5]
 
 
 def test_nothing_at_all_can_be_scored(task):
@@ -254,7 +338,7 @@ def test_closing_leaves_no_process(task):
 
 def test_what_a_killed_scorer_had_started_is_killed_too(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert score(task, ["grandchild", "1"], timeout_s=1.0).timeouts == 1
+    assert score(task, ["grandchild", "1"], timeout_s=0.5).timeouts == 1
     assert wait_until_gone([int(Path("grandchild").read_text())], 5) == []
 
 
@@ -290,7 +374,7 @@ def test_scoring_short_answers_costs_little():
     with RewardPool("countdown", "", 1, 5.0, 0.5) as pool:
         expected = [1.0 if i % 2 else 0.1 for i in range(2048)]
         seconds = []
-        for _ in range(10):  # the quickest one: others use the machine too
+        for _ in range(4):  # the quickest one: others use the machine too
             start = time.perf_counter()
             assert pool.score(problems, answers).rewards == expected
             seconds.append(time.perf_counter() - start)

@@ -88,6 +88,24 @@ def test_forked_states_change_nothing(model, factors, slots):
     assert forked.num_read < 0.7 * plain.num_read, "the header was read more than once per member"
 
 
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("most_ahead", [8, 24, 256])
+def test_prompts_read_many_tokens_at_once_change_nothing_but_the_ticks(model, factors, engine, most_ahead, monkeypatch):
+    shared = tuple(random_tokens(1, 37, V)[0].tolist())
+    prompts = [shared + tuple(random_tokens(1, length, V, seed=length)[0].tolist()) for length in (1, 2, 9, 30)]
+    plain = [Request(m, p, prompt, 6, k) for m in range(4) for p, prompt in enumerate(prompts) for k in range(2)]
+    requests, decoding = with_forks(plain), Decoding(NEVER, HOT, 8, engine)
+    monkeypatch.setattr("rwkv_es.rollout.FEW_ROWS", 0)
+    expected = rollout(model, plain, decoding, factors)
+    forked = rollout(model, requests, decoding, factors)
+    monkeypatch.setattr("rwkv_es.rollout.FEW_ROWS", 16)
+    monkeypatch.setattr("rwkv_es.rollout.MOST_AHEAD", most_ahead)
+    found = rollout(model, requests, decoding, factors)
+    assert found.completions == forked.completions == expected.completions
+    assert found.num_read == forked.num_read < expected.num_read
+    assert found.num_ticks < forked.num_ticks
+
+
 def test_a_row_ends_at_the_end_token_or_at_a_stop_string(model):
     requests = [Request(-1, p, tuple(random_tokens(1, 4, V, seed=p)[0].tolist()), 40) for p in range(12)]
     free = [c.tokens for c in rollout(model, requests, Decoding(NEVER, HOT)).completions]
@@ -118,6 +136,28 @@ def test_refilled_slots_are_never_idle_while_somebody_waits(model):
     total = sum(len(r.prompt) + r.max_new - 1 for r in requests)
     assert result.num_read == total
     assert result.num_ticks < total / 8 + 16  # lockstep batches of 8 would take 4 * 16 ticks
+
+
+def test_a_long_prompt_that_comes_last_is_not_left_over_at_the_end(model, monkeypatch):
+    monkeypatch.setattr("rwkv_es.rollout.FEW_ROWS", 0)  # as with many rows
+    requests = [Request(-1, p, (1,) * (8 if p % 16 < 15 else 24), 4) for p in range(32)]
+    result = rollout(model, requests, Decoding(NEVER, slots=8))
+    assert result.num_ticks == 4 * 11 + 16, "the last one starts with the last eight but runs on for 16 more"
+    plain = rollout(model, requests[::-1], Decoding(NEVER, slots=8))
+    assert result.completions == plain.completions[::-1]
+
+
+def test_what_has_ended_is_told_at_once(model):
+    requests = requests_of(1, 6)
+    told = []
+    result = rollout(model, requests, Decoding(NEVER, HOT, slots=3), hear=told.append)
+    assert len(told) == result.num_ticks
+    assert {request: completion for ended in told for request, completion in ended.items()} == dict(
+        zip(requests, result.completions)
+    )
+    ticks = {request: tick for tick, ended in enumerate(told) for request in ended}
+    first = len(requests[0].prompt) + requests[0].max_new - 2
+    assert ticks[requests[0]] == first < max(ticks.values()), "after its last token, while others go on"
 
 
 def test_no_requests_are_no_work(model):

@@ -17,7 +17,7 @@ from rwkv_es.task import TEMPLATES, Problem, Task, list_tasks, load_task, openin
 DATA = Path(os.environ.get("RWKV_ES_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 SPECS = {"reasoning_gym": "reasoning_gym:chain_sum"}  # how a task is named where its folder's name is not enough
 NEEDS_DATA = {"gsm8k": "gsm8k"}  # task -> its folder in the shared data
-NEEDS_PACKAGE = {"math": "math_verify", "reasoning_gym": "reasoning_gym"}
+NEEDS_PACKAGE = {"math": "math_verify", "reasoning_gym": "reasoning_gym", "arithmetic_mini": "reasoning_gym"}
 SUMS = {
     split: [(f"{a} + {b}?", str(a + b)) for a in range(first, 9, 2) for b in range(9)]
     for split, first in (("train", 0), ("test", 1))

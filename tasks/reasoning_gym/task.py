@@ -19,9 +19,8 @@ from rwkv_es.task import Problem
 
 from .scorers import gold_of, score
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
-ENDS = ("</answer>",)
 MAX_NEW = 1000
 TEMPLATE = "think"
 TIMEOUT_S = 5.0  # the package's scorers are not ours: they run where they can be killed
@@ -37,16 +36,16 @@ def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem
     `data`: options of the generator as JSON, or a .json file of them; beside them `size` (training items) and `prompt`
     (a format of the item's question and metadata, in place of the question).
     """
-    _check(argument)
+    check(argument)
     options = _options(data)
     prompt = options.pop("prompt", "{question} " + FORMAT)
     size = int(options.pop("size", NUM_MADE["train"]))
-    held_out = _items(argument, "test", NUM_MADE["test"], options)
+    held_out = items(argument, "test", NUM_MADE["test"], options)
     if split == "test":
         return [_problem(argument, item, prompt) for item in held_out]
     asked = {item["question"] for item in held_out}
-    items = [item for item in _items(argument, "train", size, options) if item["question"] not in asked]
-    return [_problem(argument, item, prompt) for item in items]
+    others = [item for item in items(argument, "train", size, options) if item["question"] not in asked]
+    return [_problem(argument, item, prompt) for item in others]
 
 
 def reward(problem: Problem, text: str) -> float:
@@ -64,10 +63,16 @@ def _problem(name: str, item: Mapping[str, Any], prompt: str) -> Problem:
             f"{', '.join(map(str, item['metadata']))}"
         ) from None
     gold = gold_of(item)
-    return Problem(question, f"<answer>{gold}</answer>", {"generator": name, "item": item, "ground_truth": gold})
+    answer = f"<answer>{gold}</answer>" if gold else ""
+    return Problem(question, answer, {"generator": name, "item": item, "ground_truth": gold})
 
 
-def _check(name: str) -> None:
+def check(name: str) -> None:
+    """Make sure that the package is there and has such a generator.
+
+    Raises:
+        TaskError: it does not.
+    """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise TaskError("task reasoning_gym needs an extra: pip install rwkv-es[tasks]")
     from reasoning_gym.factory import DATASETS
@@ -87,7 +92,7 @@ def _options(data: str) -> dict[str, Any]:
     return options
 
 
-def _items(name: str, split: str, size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def items(name: str, split: str, size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return question, answer and metadata of a split's items: from the cache, where they are made at first."""
     key = hashlib.sha256(json.dumps([name, split, size, options, SEEDS[split]], sort_keys=True).encode()).hexdigest()
     folder = Path(os.environ.get("RWKV_ES_CACHE", "~/.cache/rwkv_es")).expanduser() / "reasoning_gym"

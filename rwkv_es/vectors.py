@@ -1,0 +1,129 @@
+"""Sixteen fp32 values as one value in numba kernels, where the compiler does not find the vectors of a loop by itself.
+
+An array of any shape is given as it lies in memory (contiguous), with the place of the first of sixteen neighbours in
+it. LLVM cuts the sixteen into what the machine has: one register with AVX-512, two with AVX2, four on ARM. Nothing is
+checked.
+"""
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+
+
+class _Vector(types.Type):
+    def __init__(self):
+        super().__init__(name="vector of 16 fp32")
+
+
+vector = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+def _pointer(context, builder, signature, arguments, kind):
+    data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+    return builder.bitcast(builder.gep(data, [arguments[1]]), kind.as_pointer())
+
+
+@intrinsic
+def load(typing, array, place):
+    """Read sixteen values of an fp32 array, or of fp16 bits in a uint16 array."""
+    is_half = array.dtype == types.uint16
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, _HALVES if is_half else _FLOATS)
+        values = builder.load(pointer, align=2 if is_half else 4)
+        return builder.fpext(values, _FLOATS) if is_half else values
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing, array, place, values):
+    """Write sixteen values to an fp32 array, or rounded to fp16 bits to a uint16 array."""
+    is_half = array.dtype == types.uint16
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, signature, arguments, _HALVES if is_half else _FLOATS)
+        written = builder.fptrunc(arguments[2], _HALVES) if is_half else arguments[2]
+        builder.store(written, pointer, align=2 if is_half else 4)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, vector), generate
+
+
+@intrinsic
+def load_bf16(typing, array, place):
+    """Read sixteen values from bf16 bits in a uint16 array."""
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.load(_pointer(context, builder, signature, arguments, _SHORTS), align=2)
+        return builder.bitcast(builder.shl(builder.zext(bits, _WORDS), ir.Constant(_WORDS, [16] * LANES)), _FLOATS)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def splat(typing, value):
+    """Return sixteen times the same fp32 value."""
+
+    def generate(context, builder, signature, arguments):
+        nothing = ir.Constant(_FLOATS, ir.Undefined)
+        first = builder.insert_element(nothing, arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, nothing, ir.Constant(_WORDS, [0] * LANES))
+
+    return vector(types.float32), generate
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """Return a * b + c, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32"), arguments)
+
+    return vector(vector, vector, vector), generate
+
+
+@intrinsic
+def mul(typing, a, b):
+    """Return a * b."""
+    return vector(vector, vector), lambda context, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def add(typing, a, b):
+    """Return a + b."""
+    return vector(vector, vector), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def sub(typing, a, b):
+    """Return a - b."""
+    return vector(vector, vector), lambda context, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def total(typing, values):
+    """Return the sum of the sixteen values, by halves: the order is the same on every machine."""
+
+    def generate(context, builder, signature, arguments):
+        summed = arguments[0]
+        for width in (8, 4, 2, 1):
+            others = [*range(width, 2 * width), *[0] * (LANES - width)]
+            moved = builder.shuffle_vector(summed, summed, ir.Constant(_WORDS, others))
+            summed = builder.fadd(summed, moved)
+        return builder.extract_element(summed, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(vector), generate
