@@ -3,6 +3,8 @@
 Rows are independent and every row runs the same code, so that its bits depend on nothing but itself. Each kernel adds
 the output side of the perturbations whose product it consumes, and takes the input side of those whose operand it
 makes, while the values are in the cache: no pass over memory is made for a perturbation alone.
+
+Where shifts and state have one row, it reads all the rows of x as its tokens, one after the other.
 """
 
 import math
@@ -169,7 +171,7 @@ def norm_and_mix(x, shift, layer, mixed, noise):
     In place: shift (S,C) becomes the normalised x.
     """
     for s in range(len(x)):
-        old, normal = shift[s], mixed[5, s]
+        old, normal = shift[min(s, len(shift) - 1)], mixed[5, s]
         _normalise(x[s], layer.norms[0], normal)
         for c in range(0, len(normal), LANES):
             values = load(normal, c)
@@ -331,7 +333,7 @@ def update_state(state, work, layer, is_first, noise):
     In place: state (S,H,K_h,K_h), fp32 or fp16 bits, is renewed, v_first set by the first layer. A few rows go through
     each of the three parts at once: states then come from memory in one stream, with nothing in between.
     """
-    num_rows, num_heads = state.shape[:2]
+    num_rows, num_heads = work.products.shape[1], state.shape[1]
     rows_at_once = max(HEADS_AT_ONCE // num_heads, 1)
     for first in range(0, num_rows, rows_at_once):
         last = min(first + rows_at_once, num_rows)
@@ -340,10 +342,10 @@ def update_state(state, work, layer, is_first, noise):
             for h in range(num_heads):
                 _gather_head(work, (s, h), work.heads[(s - first) * num_heads + h])
         for s in range(first, last):
-            v, y = work.products[2, s], work.mixed[0, s]
+            of_row, v, y = state[min(s, len(state) - 1)], work.products[2, s], work.mixed[0, s]
             for h in range(num_heads):
                 p, q = h * K_H, (h + 1) * K_H
-                _update_head(state[s, h], work.heads[(s - first) * num_heads + h], v[p:q], y[p:q])
+                _update_head(of_row[h], work.heads[(s - first) * num_heads + h], v[p:q], y[p:q])
         for s in range(first, last):
             for h in range(num_heads):
                 _finish_head(work, layer, (s, h))
@@ -357,7 +359,7 @@ def norm_and_shift(x, shift, layer, mixed, noise):
     In place: the output matrix's perturbation is added to x; shift (S,C) is renewed.
     """
     for s in range(len(x)):
-        old, normal = shift[s], mixed[s]
+        old, normal = shift[min(s, len(shift) - 1)], mixed[s]
         _add(x[s], noise, s, OUT)
         _normalise(x[s], layer.norms[1], normal)
         for c in range(0, len(normal), LANES):

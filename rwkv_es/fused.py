@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.layout import Arch, Params
-from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, logits, new_state
+from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, new_state
 
 try:
     from rwkv_es import cpu_kernels as kernels
@@ -74,8 +74,9 @@ class Rows(NamedTuple):
     sign: np.ndarray  # (S,)
 
     def part(self, start: int, stop: int) -> "Rows":
-        """Return views of rows start..stop-1."""
-        att_shift, wkv, ffn_shift = (array[:, start:stop] for array in (self.att_shift, self.wkv, self.ffn_shift))
+        """Return views of rows start..stop-1; a state of one row stays whole, since all of them are its tokens."""
+        rows = slice(start, stop) if self.wkv.shape[1] == len(self.x) else slice(None)
+        att_shift, wkv, ffn_shift = (array[:, rows] for array in (self.att_shift, self.wkv, self.ffn_shift))
         return Rows(self.x[start:stop], att_shift, wkv, ffn_shift, self.direction[start:stop], self.sign[start:stop])
 
 
@@ -94,11 +95,7 @@ class FusedEngine:
         self.threads = ThreadPoolExecutor(num_threads)
 
     def forward(self, weights: Weights, _: Arch, tokens: Tensor, state: State) -> Tensor:
-        """Read one token per row, or all tokens with one row, as `model.forward` does: (S,) -> (S,C).
-
-        One row is seen as S rows that lie in the same memory. The kernels go from row to row, so that each finds there
-        what the one before has left.
-        """
+        """Read one token per row, or all tokens with one row, as `model.forward` does: (S,) -> (S,C)."""
         x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
         rows = _rows(x, weights, state)
         if state.wkv.shape[1] < len(x):
@@ -108,15 +105,23 @@ class FusedEngine:
         return layer_norm(weights, x, "ln_out")
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
-        """Apply the LM head: x (S,C) -> (S,V)."""
-        parts = self._share_out(lambda start, stop, _: logits(weights.rows(slice(start, stop)), x[start:stop]), len(x))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Apply the LM head: x (S,C) -> (S,V). The threads share out rows, or words where there are more of them."""
+        head = weights.params["head.weight"]
+        scores = torch.empty(len(x), len(head))
+
+        def of_words(start: int, stop: int, _: Any) -> None:
+            torch.mm(x, head[start:stop].t(), out=scores[:, start:stop])
+
+        def of_rows(start: int, stop: int, _: Any) -> None:
+            torch.mm(x[start:stop], head.t(), out=scores[start:stop])
+
+        self._share_out(*((of_words, len(head)) if len(head) > len(x) else (of_rows, len(x))))
+        return weights.perturbed(scores, x, "head.weight")
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache: run them on rows that nobody looks at."""
-        tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
-        for num_rows in (ROW_MULTIPLE, 1):  # as rows, and as the text of one row: other code, for other strides
-            self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, num_rows))
+        tokens, state = torch.zeros(ROW_MULTIPLE, dtype=torch.int64), new_state(self.model, ROW_MULTIPLE)
+        self.forward(Weights(self.model.params), self.model.arch, tokens, state)
 
     def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], Any], num_rows: int) -> list[Any]:
         """Let the threads work on contiguous shares of the rows, each a multiple of 8: no row's bits change."""
@@ -171,8 +176,7 @@ def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
     else:
         direction, sign = weights.direction.numpy(), weights.sign.numpy()
     wkv = state.wkv.view(torch.uint16) if state.wkv.dtype == torch.float16 else state.wkv  # numba knows no fp16
-    att_shift, wkv, ffn_shift = (t.expand(-1, len(x), *t.shape[2:]) for t in (state.att_shift, wkv, state.ffn_shift))
-    return Rows(x, att_shift.numpy(), wkv.numpy(), ffn_shift.numpy(), direction, sign)
+    return Rows(x, state.att_shift.numpy(), wkv.numpy(), state.ffn_shift.numpy(), direction, sign)
 
 
 def _layer(params: Params, i: int) -> Layer:

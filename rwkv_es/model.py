@@ -101,7 +101,10 @@ class Weights(NamedTuple):
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
-        y = product(x, self.params[name], self.scales.get(name))
+        return self.perturbed(product(x, self.params[name], self.scales.get(name)), x, name)
+
+    def perturbed(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        """Add each row's perturbation of a Linear's weight (o,i), where it is a target: y = x @ W.T (S,o) -> (S,o)."""
         return y + self._low_rank(x, name, transpose=False) if self._is_target(name) else y
 
     def project(self, x: Tensor, name: str) -> Tensor:
