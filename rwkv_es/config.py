@@ -89,6 +89,7 @@ class Config:
     top_p: float = _option(1.0, "nucleus sampling: smallest set of tokens with this probability")
     top_k: int = _option(0, "sample among the k likeliest tokens (0: all)")
     eval_every: int = _option(10, "held-out evaluation every k steps (0: never)")
+    patience: int = _option(0, "stop after this many held-out evaluations in a row without a better one (0: never)")
     eval_size: int = _option(200, "held-out problems per evaluation (0: all)")
     snapshot_every: int = _option(10, "snapshot of the weights every k steps")
     keep: int = _option(2, "snapshots kept besides the best one")
@@ -117,7 +118,7 @@ class Config:
 
 _SIZES = ("population", "prompts", "samples", "rank", "slots", "keep", "snapshot_every", "checksum_every")
 _POSITIVE = (*_SIZES, "sigma", "lr", "reward_timeout", "rank_timeout")
-_COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "reward_workers")
+_COUNTS = ("seed", "steps", "threads", "max_new", "top_k", "eval_every", "eval_size", "patience", "reward_workers")
 _NOT_NEGATIVE = (*_COUNTS, "momentum", "weight_decay", "temperature")
 _FRACTION = ("top_p", "schedule_end", "reward_error_limit")
 _ENGINE = ("dtype", "quantize", "state_dtype", "device", "engine", "threads", "slots", "max_new")

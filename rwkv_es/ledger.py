@@ -25,7 +25,7 @@ from rwkv_es.snapshots import Best, Snapshot, best, drop_snapshots, latest_snaps
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.
 _FREE = {"steps", "run", "resume", "threads", "keep", "snapshot_every", "reward_workers", "eval_every", "eval_size"}
-_FREE |= {"rank_timeout", "checksum_every", "tracker"}
+_FREE |= {"patience", "rank_timeout", "checksum_every", "tracker"}
 # What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
 _LASTING = {"seed", "targets", "rank", "optimizer", "momentum", "weight_decay", "master", "dtype", "quantize"}
 _LASTING |= {"base_sha256"}
@@ -125,6 +125,12 @@ class Ledger:
     def best(self) -> Best | None:
         """Return the best weights' step and score."""
         return best_weights(self.folder)
+
+    def num_evaluations_since_best(self) -> int:
+        """Return how many held-out evaluations there were after the best one."""
+        rows, _ = durable.read_lines(self.folder / "metrics.jsonl")
+        scores = list({r["step"]: r["held_out_reward"] for r in rows if "held_out_reward" in r}.values())
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def is_best(self, score: float) -> bool:
         """Say whether a held-out score is above that of every snapshot so far, and of the weights before training."""

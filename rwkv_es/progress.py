@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from torch import Tensor
 
@@ -12,7 +13,9 @@ from rwkv_es.reward import Scores
 from rwkv_es.session import Answers
 
 NUM_READABLE = 3
+_LOGGED = 16  # so many of the numbers that rewards log are averaged over all processes
 _BAR_WIDTH = 16
+_SHOWN = 80  # characters of either end of a text
 
 
 class Clock:
@@ -81,6 +84,18 @@ def lengths(counted: Tally) -> dict[str, float]:
     }
 
 
+def packed(logs: Mapping[str, float]) -> list[float]:
+    """Lay out what rewards log for a message of fixed length: a mark of the first names, and their values."""
+    names = sorted(logs)[:_LOGGED]
+    return [crc32(repr(names).encode()), *(logs[name] for name in names), *[math.nan] * (_LOGGED - len(names))]
+
+
+def averaged(logs: Mapping[str, float], heard: Tensor) -> dict[str, float]:
+    """Average rank 0's numbers over the processes (size,1+_LOGGED) that have logged under the same names."""
+    alike = heard[heard[:, 0] == heard[0, 0], 1:]
+    return {**logs, **dict(zip(sorted(logs)[:_LOGGED], alike.mean(0).tolist()))}
+
+
 def waits(busy_s: Sequence[float]) -> dict[str, float]:
     """Say how long each of several processes waited in a step for the slowest one."""
     if len(busy_s) == 1:
@@ -112,6 +127,16 @@ def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
         {"prompt": answers.problems[i].prompt, "completion": answers.texts[i], "reward": scores.rewards[i]}
         for i in places
     ]
+
+
+def examples(answers: Answers, scores: Scores) -> list[str]:
+    """Show an answer in a line, if there is one, whatever is in it."""
+    shown = zip(answers.problems[:1], answers.texts, scores.rewards)
+    return [f"  {_ends(problem.prompt)} -> {_ends(text)}: {reward}" for problem, text, reward in shown]
+
+
+def _ends(text: str) -> str:
+    return repr(text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}")
 
 
 def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -19,9 +18,23 @@ from rwkv_es.fitness import combine, shape
 from rwkv_es.ledger import Ledger, Step
 from rwkv_es.mixture import draw
 from rwkv_es.model import draw_factors
-from rwkv_es.progress import Clock, Tally, held_out, held_out_line, readable, step_line, summary, tally, waits
+from rwkv_es.progress import (
+    Clock,
+    Tally,
+    averaged,
+    examples,
+    held_out,
+    held_out_line,
+    packed,
+    readable,
+    step_line,
+    summary,
+    tally,
+    waits,
+)
 from rwkv_es.replay import Trainee, move_, rebuild_, trainee
 from rwkv_es.reward import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
+from rwkv_es.schedule import decay, sigma_at
 from rwkv_es.session import (
     AS_IT_IS,
     Asked,
@@ -61,7 +74,6 @@ class Past(NamedTuple):
     held_out: float | None  # score of the weights after the last step, where that is known
 
 
-_LOGGED = 16  # so many of the numbers that rewards log are averaged over all processes
 _UNTOLD = Past(0, 0, {}, [], None)
 
 
@@ -100,11 +112,13 @@ def _go_on(run: Run) -> None:
     folder = run.ledger.folder if run.ledger is not None else None
     with open_tracker(run.config, folder, past.num_steps) as tracker:
         run = run._replace(tracker=tracker)
-        keep_(run, past.num_steps, past.held_out)
-        for step in range(past.num_steps, run.config.steps):
-            run.cluster.place = f"step {step + 1}"
-            take_step_(run, step)
-            keep_(run, step + 1)
+        num_steps = past.num_steps
+        is_over = keep_(run, num_steps, past.held_out)
+        while not is_over:
+            run.cluster.place = f"step {num_steps + 1}"
+            take_step_(run, num_steps)
+            num_steps += 1
+            is_over = keep_(run, num_steps)
 
 
 def take_step_(run: Run, step: int) -> None:
@@ -153,18 +167,6 @@ def gather_step(
     return rewards.reshape(run.config.population, -1), Tally(*heard[:, :num_counters].sum(0).tolist()), logged
 
 
-def packed(logs: Mapping[str, float]) -> list[float]:
-    """Lay out what rewards log for a message of fixed length: a mark of the first names, and their values."""
-    names = sorted(logs)[:_LOGGED]
-    return [crc32(repr(names).encode()), *(logs[name] for name in names), *[math.nan] * (_LOGGED - len(names))]
-
-
-def averaged(logs: Mapping[str, float], heard: Tensor) -> dict[str, float]:
-    """Average rank 0's numbers over the processes (size,1+_LOGGED) that have logged under the same names."""
-    alike = heard[heard[:, 0] == heard[0, 0], 1:]
-    return {**logs, **dict(zip(sorted(logs)[:_LOGGED], alike.mean(0).tolist()))}
-
-
 def agreed_checksum(run: Run, step: int) -> str:
     """Return the checksum of the weights ("" where nobody asks for it); compare it with the others' now and then."""
     is_time = (step + 1) % run.config.checksum_every == 0 or step + 1 == run.config.steps
@@ -195,20 +197,6 @@ def note(run: Run, num_steps: int, metrics: dict[str, float]) -> None:
     run.ledger.write_metrics(num_steps, metrics)
     if run.tracker is not None:
         run.tracker.log(metrics, step=num_steps)
-
-
-def sigma_at(config: Config, step: int) -> float:
-    """Return the noise scale of a step."""
-    return config.sigma * (decay(config, step) if config.sigma_decay else 1.0)
-
-
-def decay(config: Config, step: int) -> float:
-    """Return the schedule's factor: 1 at the first step, `schedule_end` at the last one."""
-    if config.schedule == "constant" or config.steps < 2:
-        return 1.0
-    done = step / (config.steps - 1)
-    falling = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.schedule_end + (1 - config.schedule_end) * falling
 
 
 def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> list[Problem]:
@@ -269,24 +257,38 @@ def hold_out_(run: Run, num_steps: int) -> float:
     metrics = held_out(rewards[:, 0].tolist(), Tally(*counters.sum(0).tolist()))
     if run.ledger is not None:
         note(run, num_steps, metrics)
-        print(held_out_line(num_steps, metrics), flush=True)
+        print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)
     return metrics["held_out_reward"]
 
 
-def keep_(run: Run, num_steps: int, score: float | None = None) -> None:
-    """Evaluate and snapshot after `num_steps` steps where it is time to and not done yet (`score`: a known result)."""
+def keep_(run: Run, num_steps: int, score: float | None = None) -> bool:
+    """Evaluate and snapshot after `num_steps` steps where it is time to and not done yet (`score`: a known result).
+
+    Returns whether the training is over.
+    """
     config = run.config
     is_last = num_steps == config.steps
-    is_time = config.eval_every and (num_steps % config.eval_every == 0 or is_last)
-    if score is None and is_time:
+    if score is None and config.eval_every and (num_steps % config.eval_every == 0 or is_last):
         score = hold_out_(run, num_steps)
-    if run.ledger is None or num_steps == 0:
-        return
-    best_score = score if score is not None and run.ledger.is_best(score) else None
-    is_due = (is_last or num_steps % config.snapshot_every == 0) and not run.ledger.has_snapshot(num_steps)
-    if best_score is not None or is_due:
-        weights, optimizer = run.trainee.updater.weights(), run.trainee.updater.state()
-        run.ledger.save_snapshot(num_steps, weights, optimizer, best_score)
+    is_over = num_steps >= config.steps or has_stalled(run)
+    if run.ledger is not None and num_steps:
+        best_score = score if score is not None and run.ledger.is_best(score) else None
+        is_due = (is_over or num_steps % config.snapshot_every == 0) and not run.ledger.has_snapshot(num_steps)
+        if best_score is not None or is_due:
+            weights, optimizer = run.trainee.updater.weights(), run.trainee.updater.state()
+            run.ledger.save_snapshot(num_steps, weights, optimizer, best_score)
+    return is_over
+
+
+def has_stalled(run: Run) -> bool:
+    """Say whether the last `patience` held-out evaluations have brought nothing better."""
+    patience = run.config.patience
+    if not patience:
+        return False
+    found = run.ledger is not None and run.ledger.num_evaluations_since_best() >= patience
+    if found:
+        print(f"stopped early: {patience} held-out evaluations in a row were not better than the best", flush=True)
+    return run.cluster.broadcast(found)
 
 
 def _scoring(config: Config, cluster: Cluster) -> Config:

@@ -15,7 +15,7 @@ from jobs import arguments, finish, run_together, start_together
 from rwkv_es import train
 from rwkv_es.cli import main
 from rwkv_es.cluster import Cluster, shard
-from rwkv_es.train import averaged, packed
+from rwkv_es.progress import averaged, packed
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ from rwkv_es.config import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.export import export
 from rwkv_es.ledger import best_weights, read_steps, sealed
+from rwkv_es.schedule import decay
 from rwkv_es.session import Asked, answer, open_session
 from rwkv_es.snapshots import Best
-from rwkv_es.train import as_matrix, decay, draw_problems, train
+from rwkv_es.train import as_matrix, draw_problems, train
 
 SMALL = {
     **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new": 40, "steps": 4},
@@ -46,6 +47,26 @@ def rewrite(folder, steps):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+def test_a_run_that_gets_no_better_stops_early_and_goes_on_when_asked(undisturbed, tmp_path, capsys):
+    options = {
+        "eval_every": 1,
+        "eval_size": 4,
+        "max_new": 2,
+        "steps": 6,
+        "snapshot_every": 100,
+    }  # too short to be right
+    folder = run(tmp_path / "patient", **options, patience=2)
+    assert "stopped early: 2 held-out evaluations" in capsys.readouterr().out
+    assert len(steps_of(folder)) == 2 and (folder / "snapshots" / "step-000002").is_dir()
+    run(folder, **options, patience=2)
+    assert len(steps_of(folder)) == 2
+    run(folder, **options, patience=4)
+    assert len(steps_of(folder)) == 4
+    run(folder, **options)
+    assert len(steps_of(folder)) == 6
+    assert checksums(folder) == checksums(run(tmp_path / "undisturbed", **options))
 
 
 def test_a_run_moves_the_weights_every_step_and_writes_down_what_it_did(undisturbed):
