@@ -92,17 +92,17 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
     session = open_session(config)
     warn_if_rows_differ(session)
     problems = session.task.problems(config.split)[: config.eval_size or None]
-    first, counted = _score(answer(greedy(session), problems), problems, scorers)
+    first, counted = _score(answer(greedy(session), problems, AS_IT_IS, scorers), problems, scorers)
     sampled = None
     if config.temperature:
-        answers = answer(session, problems, AS_IT_IS._replace(samples=config.samples))
+        answers = answer(session, problems, AS_IT_IS._replace(samples=config.samples), scorers)
         sampled, more = _score(answers, problems, scorers)
         counted = Tally(*(a + b for a, b in zip(counted, more)))
     return Judgement(session.base_path, session.task, first, sampled, counted)
 
 
 def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, Tally]:
-    scores = scorers.score(answers.problems, answers.texts, answers.token_ids)
+    scores = scorers.collect_()  # what was taken while the answers were generated
     return Judged(problems, answers.texts, as_numbers(scores.rewards)), tally(answers, scores)
 
 

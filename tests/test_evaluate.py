@@ -13,6 +13,8 @@ from rwkv_es.config import Config
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.evaluate import Judged, of_greedy, of_samples
 from rwkv_es.progress import Tally
+from rwkv_es.session import Answers
+from rwkv_es.signatures import Answer
 from rwkv_es.task import Problem, load_task
 
 FAST = {"threads": 1, "slots": 64, "max_new": 24}
@@ -129,12 +131,10 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
     monkeypatch.setattr(evaluate, "tally", lambda answers, scores: Tally(5, 0, 0, 0, scores.errors, scores.timeouts))
 
-    class Answered:
-        token_ids = None
-
-    def answer(session, problems):
-        Answered.problems, Answered.texts = problems, texts
-        return Answered
+    def answer(session, problems, asked, scorers):
+        for place, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+            scorers.take_(place, Answer(problem, text))
+        return Answers(problems, texts, None)
 
     monkeypatch.setattr(evaluate, "answer", answer)
     result = evaluate.evaluate(Config(task="gsm8k", data=str(tmp_path), reward_workers=0))
