@@ -272,9 +272,9 @@ def _group_norm(weights: Weights, y: Tensor, name: str) -> Tensor:
 
 
 def rows_differ(model: Model, num_rows: int) -> list[str]:
-    """Return the matrices whose product gives a row other bits among `num_rows` rows than among 8.
+    """Return the matrices whose product gives a row other bits among `num_rows` rows than among 8, or in two halves.
 
-    Nothing is wrong with such a BLAS; but completions then depend on the number of slots in their last bits.
+    Nothing is wrong with such a BLAS; but completions then depend on the number of slots or threads in their last bits.
     """
     by_shape = {tuple(w.shape): name for name, w in model.params.items() if w.dim() == 2 and "r_k" not in name}
     return [name for name in by_shape.values() if not _rows_are_equal(model, name, num_rows)]
@@ -289,4 +289,9 @@ def _rows_are_equal(model: Model, name: str, num_rows: int) -> bool:
     whole = product(x, weight, scale)
     starts = {0, num_rows // 2 // ROW_MULTIPLE * ROW_MULTIPLE, num_rows - ROW_MULTIPLE}
     blocks = [slice(start, start + ROW_MULTIPLE) for start in starts]
-    return all(torch.equal(product(x[block], weight, scale), whole[block]) for block in blocks)
+    is_equal = all(torch.equal(product(x[block], weight, scale), whole[block]) for block in blocks)
+    if name != "head.weight" or scale is not None:
+        return is_equal
+    middle = len(weight) // 2 // ROW_MULTIPLE * ROW_MULTIPLE  # threads share out the head's words
+    halves = [torch.mm(x, part.t()) for part in (weight[:middle], weight[middle:])]
+    return is_equal and torch.equal(torch.cat(halves, 1), whole)

@@ -145,7 +145,7 @@ def warn_if_rows_differ(session: Session) -> None:
     if differing:
         print(
             f"rwkv-es: a row of {differing[0]} has other last bits among {session.decoding.slots} slots than "
-            "among 8 on this machine; results repeat exactly only with the same --slots",
+            "among 8, or in parts, on this machine; results repeat exactly only with the same --slots and --threads",
             file=sys.stderr,
         )
 

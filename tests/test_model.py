@@ -177,3 +177,10 @@ def test_a_blas_that_gives_rows_other_bits_is_noticed(tmp_path, monkeypatch):
 
     monkeypatch.setattr("rwkv_es.model.functional.linear", linear)
     assert "head.weight" in rows_differ(make_model(tmp_path), 16)
+
+
+def test_a_library_that_gives_parts_of_the_head_other_bits_is_noticed(tmp_path, monkeypatch):
+    model, mm = make_model(tmp_path), torch.mm
+    assert rows_differ(model, 64) == []
+    monkeypatch.setattr(torch, "mm", lambda x, w: mm(x, w) + 1e-3)
+    assert rows_differ(model, 64) == ["head.weight"]
