@@ -129,9 +129,8 @@ class FusedEngine:
         per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
         shares = [(start, min(start + per_thread, num_rows)) for start in range(0, num_rows, per_thread)]
         jobs = [(*share, scratch) for share, scratch in zip(shares, self.scratch)]
-        if len(jobs) == 1:
-            return [work(*jobs[0])]
-        return [future.result() for future in [self.threads.submit(work, *job) for job in jobs]]
+        others = [self.threads.submit(work, *job) for job in jobs[1:]]
+        return [work(*jobs[0]), *(other.result() for other in others)]
 
     def _run_(self, rows: Rows, scratch: Callable[[int], Scratch]) -> None:
         for start in range(0, len(rows.x), ROWS_PER_BLOCK):
