@@ -102,7 +102,7 @@ def test_int8_matrices_are_made_and_read_a_block_of_rows_at_a_time():
     assert weight.numel() <= taken < weight.numel() + 80 * MB  # an fp32 copy would be 4 * weight.numel()
     matrix, x = quantize.quantize(weight), torch.ones(8, SHAPE[1])
     assert extra(lambda: quantize.linear(x, matrix)) < 20 * MB
-    assert extra(lambda: quantize.moved(matrix.values, weight)) < 3 * weight.numel() + 80 * MB  # an fp32 copy would be 4
+    assert extra(lambda: quantize.moved(matrix.values, weight)) < 3 * weight.numel() + 80 * MB  # fp32 would be 4 times
 
 
 def test_factors_are_cast_one_tensor_at_a_time():
