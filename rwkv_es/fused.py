@@ -1,7 +1,5 @@
 """The CPU engine: `model.forward` by fused kernels around plain matrix products, rows in blocks that fit the cache."""
 
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from rwkv_es.layout import Arch, Params
 from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, new_state
+from rwkv_es.packing import announced, are_covered, half_widths, layer_params, pack
 
 try:
     from rwkv_es import cpu_kernels as kernels
@@ -22,7 +21,7 @@ except ImportError:  # numba is missing or does not fit the installed numpy
 
 ROWS_PER_BLOCK = 256  # measured: smaller blocks pay more calls than they save in cache misses
 _FEWEST_ROWS = 32  # for a thread of its own
-_SLOW_START_S = 1.0
+_COMPILING = "rwkv-es: compiling the CPU kernels, once on this machine; this takes about half a minute ..."
 
 
 class Layer(NamedTuple):
@@ -58,9 +57,7 @@ def is_able(model: Model, factors: Factors | None) -> bool:
     like = model.params["emb.weight"]
     if kernels is None or like.device.type != "cpu" or like.dtype != torch.float32:
         return False
-    outside = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
-    targets = factors.scale if factors else ()
-    return all(name in outside or name.endswith(("time_state", *kernels.MATRICES)) for name in targets)
+    return are_covered(factors, kernels.MATRICES)
 
 
 class Rows(NamedTuple):
@@ -123,14 +120,16 @@ class FusedEngine:
         tokens, state = torch.zeros(ROW_MULTIPLE, dtype=torch.int64), new_state(self.model, ROW_MULTIPLE)
         self.forward(Weights(self.model.params), self.model.arch, tokens, state)
 
-    def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], Any], num_rows: int) -> list[Any]:
-        """Let the threads work on contiguous shares of the rows, each a multiple of 8: no row's bits change."""
+    def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], None], num_rows: int) -> None:
+        """Let the threads work on contiguous shares of rows (or words), each a multiple of 8: no row's bits change."""
         per_thread = -(-num_rows // (ROW_MULTIPLE * len(self.scratch))) * ROW_MULTIPLE
         per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
         shares = [(start, min(start + per_thread, num_rows)) for start in range(0, num_rows, per_thread)]
         jobs = [(*share, scratch) for share, scratch in zip(shares, self.scratch)]
         others = [self.threads.submit(work, *job) for job in jobs[1:]]
-        return [work(*jobs[0]), *(other.result() for other in others)]
+        work(*jobs[0])
+        for other in others:
+            other.result()
 
     def _run_(self, rows: Rows, scratch: Callable[[int], Scratch]) -> None:
         for start in range(0, len(rows.x), ROWS_PER_BLOCK):
@@ -179,47 +178,23 @@ def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
 
 
 def _layer(params: Params, i: int) -> Layer:
-    block = f"blocks.{i}."
-
-    def rows(*names: str) -> np.ndarray:
-        return torch.stack([params[block + name].flatten() for name in names]).numpy()
-
-    value_mix = "att.v0" if i else "att.a0"  # layer 0 has no value mix: anything of that shape
-    norms = rows("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias").reshape(2, 2, -1)
-    vectors = rows("att.w0", "att.a0", value_mix, "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias")
-    unused = ("att.v1", "att.v2") if i == 0 else ()
-    matrices = (None if name in unused else params[block + name] for name in kernels.MATRICES)
-    turned = (m.t() if m is not None and name.endswith(".weight") else m for m, name in zip(matrices, kernels.MATRICES))
-    mixes, ffn_mix = rows(*(f"att.x_{c}" for c in "rkvwag")), rows("ffn.x_k")[0]
-    return Layer(kernels.LayerVectors(norms, mixes, vectors, ffn_mix), tuple(turned))
+    found = layer_params(params, i, kernels.MATRICES)
+    norms, mixes, vectors, ffn_mix = (t.numpy() for t in found[:4])
+    return Layer(kernels.LayerVectors(norms.reshape(2, 2, -1), mixes, vectors, ffn_mix), found.matrices)
 
 
 def _pack(factors: Factors | None, i: int) -> Perturbation:
-    """Lay a layer's factors side by side, input side before output side, in the order of the matrices."""
-    place = np.full(2 * kernels.NUM_MATRICES, -1, np.int64)
-    scale = np.zeros(kernels.NUM_MATRICES, np.float32)
-    sides: list[Tensor] = []
-    width = 0
-    for m, matrix in enumerate(kernels.MATRICES):
-        name = f"blocks.{i}.{matrix}"
-        if factors is None or name not in factors.scale:
-            continue
-        pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
-        scale[m], place[m], place[kernels.NUM_MATRICES + m] = factors.scale[name], width, width + pair[0].shape[1]
-        sides += [side.mT for side in pair]  # (D,r,i), (D,r,o)
-        width += pair[0].shape[1] + pair[1].shape[1]
-    if not sides:
+    packed = pack(factors, i, kernels.MATRICES)
+    place, scale = np.array(packed.place, np.int64), np.array(packed.scale, np.float32)
+    if packed.block is None:
         return Perturbation(np.zeros((1, 0, 0), np.uint16), place, scale)
-    block = torch.cat([side.bfloat16() for side in sides], 2).contiguous()  # exact: see noise.normal_table
-    return Perturbation(block.view(torch.uint16).numpy(), place, scale)
+    return Perturbation(packed.block.view(torch.uint16).numpy(), place, scale)
 
 
 def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
     """Return a function from a number of rows to buffers for them, all in the same memory."""
     c, f = model.arch.n_embd, model.arch.n_ffn
-    pairs = [model.params.get(f"blocks.{model.arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]
-    ranks = [pair.shape[1] if pair is not None else model.arch.rank_a for pair in pairs]
-    widths = (6 * c, 7 * c, *ranks, f, c)
+    widths = (6 * c, 7 * c, *half_widths(model), f, c)
     memory = [torch.empty(ROWS_PER_BLOCK * width) for width in widths]
     coefficient = np.zeros((ROWS_PER_BLOCK, kernels.NUM_MATRICES, rank), np.float32)
     heads = np.empty((max(kernels.HEADS_AT_ONCE, model.arch.n_head), 5 * kernels.K_H), np.float32)
@@ -252,21 +227,9 @@ def running(model: Model, factors: Factors | None, num_threads: int) -> Iterator
     torch.set_num_threads(1)
     engine = FusedEngine(model, factors, num_threads)
     try:
-        with announced_compilation():
+        with announced(_COMPILING):
             engine.warm_up()
         yield engine
     finally:
         engine.threads.shutdown()
         torch.set_num_threads(torch_threads)
-
-
-@contextmanager
-def announced_compilation() -> Iterator[None]:
-    """Say on stderr what is happening when the kernels' first call takes long: they are compiled, once per machine."""
-    text = "rwkv-es: compiling the CPU kernels, once on this machine; this takes about half a minute ..."
-    timer = threading.Timer(_SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -4,8 +4,6 @@ A step reads and writes at fixed addresses only and waits for nothing, so that i
 proved value by value in Triton's interpreter; the speed of this engine has not been measured.
 """
 
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,10 +14,9 @@ from torch import Tensor
 
 from rwkv_es.layout import Arch, Params
 from rwkv_es.model import ROW_MULTIPLE, Factors, Model, State, Weights, forward, layer_norm, logits, new_state
+from rwkv_es.packing import announced, are_covered, half_widths, layer_params, pack
 
 CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only where it is repeated
-_SLOW_START_S = 1.0
-_OUTSIDE = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
 
 Work = Callable[[], None]
 
@@ -86,8 +83,7 @@ def is_able(model: Model, factors: Factors | None) -> bool:
     kernels = _kernels()
     if kernels is None or (like.device.type == "cpu" and not kernels.IS_INTERPRETED):
         return False
-    targets = factors.scale if factors else ()
-    return all(name in _OUTSIDE or name.endswith(("time_state", *kernels.MATRICES)) for name in targets)
+    return are_covered(factors, kernels.MATRICES)
 
 
 class GpuEngine:
@@ -151,10 +147,8 @@ class GpuEngine:
 
     def _scratch(self, num_rows: int) -> Scratch:
         """Return buffers for some rows, in the memory that every number of rows shares."""
-        arch, params, kernels = self.model.arch, self.model.params, _kernels()
-        pairs = [params.get(f"blocks.{arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]
-        ranks = [pair.shape[1] if pair is not None else arch.rank_a for pair in pairs]
-        widths = (6 * arch.n_embd, 7 * arch.n_embd, arch.n_embd, *ranks, arch.n_ffn)
+        arch, kernels = self.model.arch, _kernels()
+        widths = (6 * arch.n_embd, 7 * arch.n_embd, arch.n_embd, *half_widths(self.model), arch.n_ffn)
         if not self.memory or len(self.memory[0]) < num_rows * widths[0]:  # earlier steps keep their own
             self.memory = [self.model.like.new_empty(num_rows * width) for width in widths]
         mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, widths))
@@ -191,38 +185,16 @@ def _channel_mix_(x: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None
 
 
 def _layer(params: Params, i: int) -> Layer:
-    kernels, block = _kernels(), f"blocks.{i}."
-
-    def rows(*names: str) -> Tensor:
-        return torch.stack([params[block + name].flatten() for name in names])
-
-    value_mix = "att.v0" if i else "att.a0"  # layer 0 has no value mix: anything of that shape
-    norms = rows("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias")
-    vectors = rows("att.w0", "att.a0", value_mix, "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias")
-    unused = ("att.v1", "att.v2") if i == 0 else ()
-    matrices = (None if name in unused else params[block + name] for name in kernels.MATRICES)
-    turned = (m.t() if m is not None and name.endswith(".weight") else m for m, name in zip(matrices, kernels.MATRICES))
-    mixes, ffn_mix = rows(*(f"att.x_{c}" for c in "rkvwag")), rows("ffn.x_k")[0]
-    return Layer(kernels.LayerVectors(norms, mixes, vectors, ffn_mix), tuple(turned), i == 0)
+    kernels = _kernels()
+    *vectors, matrices = layer_params(params, i, kernels.MATRICES)
+    return Layer(kernels.LayerVectors(*vectors), matrices, i == 0)
 
 
 def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
-    """Lay a layer's factors side by side, input side before output side, in the order of the matrices."""
-    matrices, device = _kernels().MATRICES, model.like.device
-    place, scale = [-1] * (2 * len(matrices)), [0.0] * len(matrices)
-    sides: list[Tensor] = []
-    width = 0
-    for m, matrix in enumerate(matrices):
-        name = f"blocks.{i}.{matrix}"
-        if factors is None or name not in factors.scale:
-            continue
-        pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
-        scale[m], place[m], place[len(matrices) + m] = factors.scale[name], width, width + pair[0].shape[1]
-        sides += [side.mT.bfloat16() for side in pair]  # (D,r,i), (D,r,o); exact: see noise.normal_table
-        width += pair[0].shape[1] + pair[1].shape[1]
-    block = torch.cat(sides, 2) if sides else torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
-    places = torch.tensor(place, dtype=torch.int32, device=device)
-    return Perturbation(block, places, torch.tensor(scale, device=device))
+    packed, device = pack(factors, i, _kernels().MATRICES), model.like.device
+    block = packed.block if packed.block is not None else torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
+    places = torch.tensor(packed.place, dtype=torch.int32, device=device)
+    return Perturbation(block, places, torch.tensor(packed.scale, device=device))
 
 
 @contextmanager
@@ -234,13 +206,8 @@ def running(model: Model, factors: Factors | None) -> Iterator[GpuEngine]:
         return
     with torch.cuda.device(device):  # Triton launches on the current one, wherever the tensors are
         engine = GpuEngine(model, factors, partial(_capture, torch.cuda.graph_pool_handle()))
-        text = "rwkv-es: compiling the GPU kernels, once on this machine ..."
-        timer = threading.Timer(_SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
-        timer.start()
-        try:
+        with announced("rwkv-es: compiling the GPU kernels, once on this machine ..."):
             engine.warm_up()
-        finally:
-            timer.cancel()
         yield engine
 
 

@@ -6,7 +6,7 @@ from rwkv_es import checkpoint, durable
 from rwkv_es.config import PROVENANCE, Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.fitness import shape
-from rwkv_es.ledger import FORKED_AT, Step, config_text, read_config, read_steps, sealed
+from rwkv_es.ledger import FORKED_AT, Step, chained, config_text, read_config, read_steps
 from rwkv_es.replay import Trainee, as_rewards, rebuild_, trainee
 from rwkv_es.session import open_model
 from rwkv_es.snapshots import Snapshot, read_snapshot, save_snapshot, snapshot_steps
@@ -102,10 +102,6 @@ def _write_fork(folder: Path, target: Path, steps: list[Step], trained: Trainee)
     values = read_config(folder)
     options = {**{name: value for name, value in values.items() if name != PROVENANCE}, "run": str(target)}
     made_with = {**values[PROVENANCE], "forked_from": str(folder.resolve()), FORKED_AT: len(steps)}
-    seal, rows = "", []
-    for step in steps:
-        rows.append(sealed(seal, step))
-        seal = rows[-1]["seal"]
     with durable.writing(target):
         (target / "snapshots").mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -113,5 +109,5 @@ def _write_fork(folder: Path, target: Path, steps: list[Step], trained: Trainee)
             durable.append(target / name, [row for row in past if row["step"] <= len(steps)])
         snapshot = Snapshot(len(steps), trained.updater.weights(), trained.updater.state())
         durable.replace(target / "config.yaml", config_text(options, made_with))
-        durable.append(target / "ledger.jsonl", rows, flush=True)
+        durable.append(target / "ledger.jsonl", chained(steps), flush=True)
         save_snapshot(target, snapshot, keep=int(values["keep"]))

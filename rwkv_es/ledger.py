@@ -184,6 +184,14 @@ def sealed(seal_before: str, step: Step) -> dict[str, Any]:
     return {**row, "seal": _seal(seal_before, row)}
 
 
+def chained(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Return the rows of a whole ledger."""
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        rows.append(sealed(rows[-1]["seal"] if rows else "", step))
+    return rows
+
+
 def unsealed(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Step, str]]:
     """Return the steps in a ledger's rows, each with its seal.
 

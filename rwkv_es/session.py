@@ -42,8 +42,7 @@ class Session(NamedTuple):
     model: Model  # a copy of the base in the engine's dtype, to be changed in place
     tokenizer: Tokenizer
     task: Task
-    template: str  # of a mixture, as max_new and decoding.stops: of its first part
-    max_new: int
+    template: str  # of a mixture, as decoding.stops: of its first part
     decoding: Decoding
     parts: tuple[Part, ...]
     prompting: Prompting
@@ -82,7 +81,6 @@ def open_session(config: Config) -> Session:
         tokenizer,
         task,
         template_of(task, prompting),
-        parts[0].max_new,
         Decoding(parts[0].stops, sampling, config.slots, config.engine, torch.get_num_threads()),
         parts,
         prompting,

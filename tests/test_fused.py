@@ -13,6 +13,7 @@ from rwkv_es.cpu_kernels import exp_array
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import Weights, draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state
 from rwkv_es.noise import Noise, select
+from rwkv_es.packing import announced
 from rwkv_es.rollout import Decoding, rollout
 
 FUSED_KINDS = [kind for kind in KINDS if kind not in ("vectors", "everything")]
@@ -169,8 +170,8 @@ def test_threads_of_torch_are_given_back(tmp_path):
 
 
 def test_a_slow_first_call_says_what_it_does(capsys, monkeypatch):
-    monkeypatch.setattr(fused, "_SLOW_START_S", 0.0)
-    with fused.announced_compilation():
+    monkeypatch.setattr("rwkv_es.packing.SLOW_START_S", 0.0)
+    with announced(fused._COMPILING):
         torch.randn(3_000_000).sort()
     assert "compiling the CPU kernels" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 from jobs import arguments
 
 from rwkv_es.cli import main
-from rwkv_es.ledger import read_config, read_steps, sealed
+from rwkv_es.ledger import chained, read_config, read_steps
 from rwkv_es.snapshots import snapshot_steps
 
 
@@ -36,11 +36,7 @@ def files_of(folder):
 
 def rewrite(folder, steps):
     """Write a ledger whose seals are whole."""
-    seal, rows = "", []
-    for step in steps:
-        rows.append(sealed(seal, step))
-        seal = rows[-1]["seal"]
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chained(steps)))
 
 
 def test_replay_rebuilds_and_verifies_every_step_and_snapshot_and_changes_nothing(run, capsys):

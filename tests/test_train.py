@@ -10,7 +10,7 @@ from rwkv_es.checkpoint import load
 from rwkv_es.config import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.export import export
-from rwkv_es.ledger import best_weights, read_steps, sealed
+from rwkv_es.ledger import best_weights, chained, read_steps
 from rwkv_es.schedule import decay
 from rwkv_es.session import Asked, answer, open_session
 from rwkv_es.snapshots import Best
@@ -37,11 +37,7 @@ def checksums(folder):
 
 def rewrite(folder, steps):
     """Write a ledger whose seals are whole."""
-    seal, rows = "", []
-    for step in steps:
-        rows.append(sealed(seal, step))
-        seal = rows[-1]["seal"]
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chained(steps)))
 
 
 @pytest.fixture(scope="module")

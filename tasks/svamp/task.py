@@ -7,7 +7,7 @@ from rwkv_es.final_answer import last_number
 from rwkv_es.rows import fetch_rows, read_problems
 from rwkv_es.task import Problem
 
-from ..gsm8k.task import extract
+from ..gsm8k import task as gsm8k
 
 VERSION = "1"
 STOP = ("\n\nUser:",)
@@ -15,6 +15,7 @@ MAX_NEW = 500
 TEMPLATE = "think"
 
 HUB_NAME = "ChilleD/SVAMP"
+reward = gsm8k.reward  # both have one number for an answer
 
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:
@@ -22,12 +23,6 @@ def problems(split: str, data: str = "") -> Sequence[Problem]:
     if data:
         return read_problems(data, split, {"question": str, "answer": str}, _from_row)
     return [_from_hub(row) for _, row in fetch_rows(HUB_NAME, "", split)]
-
-
-def reward(problem: Problem, text: str) -> float:
-    """Score 1 when the answer in the text equals the problem's as a number, else 0."""
-    answer = extract(text)
-    return float(answer is not None and answer == last_number(problem.answer))
 
 
 def _from_row(row: Mapping[str, Any]) -> Problem:
