@@ -7,10 +7,10 @@ from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
 from rwkv_es import __version__
-from rwkv_es.config import CHOICES, OPTIONS, Config, build, nearest, run_folder, to_dict
-from rwkv_es.config_file import load_file
+from rwkv_es.config.file import load_file
+from rwkv_es.config.options import CHOICES, OPTIONS, Config, build, nearest, run_folder, to_dict
 from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
-from rwkv_es.launcher import under_launcher
+from rwkv_es.run.launcher import under_launcher
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
@@ -99,22 +99,22 @@ def _verb(verb: str) -> Callable[[Config], Any]:
     if verb == "train":
         return _train
     if verb == "export":
-        from rwkv_es.export import export
+        from rwkv_es.verbs.export import export
 
         return export
     if verb in ("replay", "fork"):
-        from rwkv_es.history import fork, replay
+        from rwkv_es.verbs.history import fork, replay
 
         return replay if verb == "replay" else fork
     if verb == "chat":
-        from rwkv_es.chat import chat
+        from rwkv_es.verbs.chat import chat
 
         return chat
     if verb == "doctor":
-        from rwkv_es.doctor import doctor
+        from rwkv_es.verbs.doctor import doctor
 
         return doctor
-    from rwkv_es.evaluate import evaluate, generate
+    from rwkv_es.verbs.evaluate import evaluate, generate
 
     return evaluate if verb == "eval" else generate
 
@@ -122,9 +122,9 @@ def _verb(verb: str) -> Callable[[Config], Any]:
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
     with under_launcher():  # from the first moment on, before torch is loaded
-        from rwkv_es.export import export
-        from rwkv_es.report import write_report
-        from rwkv_es.train import train
+        from rwkv_es.verbs.export import export
+        from rwkv_es.verbs.report import write_report
+        from rwkv_es.verbs.train import train
 
         folder = train(config)
         if folder is None:  # rank 0 writes for all
@@ -212,7 +212,7 @@ def _tasks(argv: Sequence[str]) -> None:
             parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **_argument(f), default=argparse.SUPPRESS)
     given = _parse(parser, argv)
     if not given.show:
-        from rwkv_es.task import list_tasks
+        from rwkv_es.task.task import list_tasks
 
         for name, text in list_tasks().items():
             print(f"{name:<16}{text}")
@@ -225,10 +225,10 @@ def _tasks(argv: Sequence[str]) -> None:
 
 def _show_task(config: Config) -> None:
     """Print the first problem (of a mixture: of every part) as it is sent, and what its answer scores."""
-    from rwkv_es.mixture import load_tasks
-    from rwkv_es.prompts import Prompting, opening_of, prompt_of, stops_of
-    from rwkv_es.scoring import score_one
-    from rwkv_es.signatures import Answer, load_scorer
+    from rwkv_es.reward.adapters import Answer, load_scorer
+    from rwkv_es.reward.worker import score_one
+    from rwkv_es.task.mixture import load_tasks
+    from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of
 
     task = load_tasks(config.task, config.data)
     prompting = Prompting(config.template, config.system, config.shots)

@@ -11,14 +11,14 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from rwkv_es.config import build
+from rwkv_es.config.options import build
+from rwkv_es.engine.likelihood import Text, score
+from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.sampler import Sampling
+from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
-from rwkv_es.likelihood import Text, score
-from rwkv_es.pool import Request, with_forks
-from rwkv_es.rollout import Decoding, rollout
-from rwkv_es.sampler import Sampling
+from rwkv_es.model.tokenizer import END_ID, Tokenizer, cut, load_tokenizer, make_stops
 from rwkv_es.session import open_model
-from rwkv_es.tokenizer import END_ID, Tokenizer, cut, load_tokenizer, make_stops
 
 MAX_NEW = 256  # tokens, where a task does not say: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts

@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_es.checkpoint import Arch, Params, load, load_state, resolve
-from rwkv_es.config import Config
+from rwkv_es.config.options import Config
+from rwkv_es.engine.rollout import Completion, Decoding, Hearing, Rollout, padded, rollout
+from rwkv_es.engine.sampler import Sampling
+from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
-from rwkv_es.mixture import load_tasks, overlap
-from rwkv_es.model import Factors, Model, rows_differ
-from rwkv_es.pool import Request, with_forks
-from rwkv_es.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
-from rwkv_es.quantize import is_quantizable, quantize
-from rwkv_es.reward import RewardPool
-from rwkv_es.rollout import Completion, Decoding, Hearing, Rollout, padded, rollout
-from rwkv_es.sampler import Sampling
-from rwkv_es.signatures import Answer
-from rwkv_es.task import PART, Problem, Task
-from rwkv_es.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.model.checkpoint import Arch, Params, load, load_state, resolve
+from rwkv_es.model.forward import Factors, Model, rows_differ
+from rwkv_es.model.int8 import is_quantizable, quantize
+from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.reward.adapters import Answer
+from rwkv_es.reward.pool import RewardPool
+from rwkv_es.task.mixture import load_tasks, overlap
+from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
+from rwkv_es.task.task import PART, Problem, Task
 
 
 class Part(NamedTuple):

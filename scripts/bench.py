@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from rwkv_es.checkpoint import Arch, load, resolve
-from rwkv_es.layout import HEAD_SIZE, expected_shapes
-from rwkv_es.model import Model
+from rwkv_es.model.checkpoint import Arch, load, resolve
+from rwkv_es.model.forward import Model
+from rwkv_es.model.layout import HEAD_SIZE, expected_shapes
 
 
 def random_model(n_layer: int, n_embd: int, n_vocab: int) -> Model:

@@ -17,10 +17,10 @@ import torch
 from bench import given_model, medians_in_turns, peak_bytes, random_model
 from torch import Tensor
 
-from rwkv_es import fused
-from rwkv_es import model as torch_engine
-from rwkv_es.model import Model, Weights, draw_factors, new_state, perturb
-from rwkv_es.noise import Noise, select
+from rwkv_es.engine import cpu
+from rwkv_es.model import forward as torch_engine
+from rwkv_es.model.forward import Model, Weights, draw_factors, new_state, perturb
+from rwkv_es.noise.factors import Noise, select
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
         def engine(of_factors: Any) -> Any:
             if options.engine == "torch":
                 return torch_engine
-            return stack.enter_context(fused.running(model, of_factors, options.threads))
+            return stack.enter_context(cpu.running(model, of_factors, options.threads))
 
         perturbed = perturb(model, factors, torch.arange(options.rows))
         calls = {

@@ -16,10 +16,10 @@ import torch
 from bench import medians_in_turns, peak_bytes, random_model
 from bench_decode import decode_step
 
-from rwkv_es import fused
-from rwkv_es.model import Model, draw_factors, perturb
-from rwkv_es.noise import Noise, StepNoise, select
-from rwkv_es.update import Rule, Updater
+from rwkv_es.engine import cpu
+from rwkv_es.es.update import Rule, Updater
+from rwkv_es.model.forward import Model, draw_factors, perturb
+from rwkv_es.noise.factors import Noise, StepNoise, select
 
 _SIGMA, _LR = 1e-3, 1e-6  # so small a step that the model stays what it is, whatever the number of turns
 
@@ -33,7 +33,7 @@ def main() -> int:
     directions = range(options.population // 2)
     factors = draw_factors(noise, model, directions)
     weights = perturb(model, factors, torch.arange(options.population))
-    with fused.running(model, factors, options.threads) as engine:
+    with cpu.running(model, factors, options.threads) as engine:
         calls = {
             "update": update(model, noise, options.population, options.threads),
             "decode_step": decode_step(engine, model, weights, options.population),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import rwkv_es
-from rwkv_es.durable import read_lines
-from rwkv_es.report import curve, series, write_report
+from rwkv_es.files import read_lines
+from rwkv_es.verbs.report import curve, series, write_report
 
 TINY = Path(rwkv_es.__file__).parent / "tiny"
 BASE, RECIPE = TINY / "rwkv7-tiny.pth", TINY / "recipe.yaml"

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from rwkv_es.config import Config
-from rwkv_es.layout import HEAD_SIZE, Arch, expected_shapes
-from rwkv_es.model import Factors, Model, draw_factors
-from rwkv_es.replay import move_, trainee
-from rwkv_es.rollout import padded
+from rwkv_es.config.options import Config
+from rwkv_es.engine.rollout import padded
+from rwkv_es.es.strategy import move_, trainee
+from rwkv_es.es.update import checksum
+from rwkv_es.model.forward import Factors, Model, draw_factors
+from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.session import Asked, answer, open_session
-from rwkv_es.update import checksum
 
 _EVERY_S = 0.002
 _BLOCK = 1 << 22

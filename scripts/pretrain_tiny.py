@@ -24,12 +24,12 @@ from rwkv7_sequence import CHUNK, Params, forward, init_params
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from rwkv_es.checkpoint import load, save
-from rwkv_es.model import Model
-from rwkv_es.pool import Request
-from rwkv_es.rollout import Decoding, rollout
+from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.scheduler import Request
+from rwkv_es.model.checkpoint import load, save
+from rwkv_es.model.forward import Model
+from rwkv_es.model.tokenizer import load_tokenizer, make_stops
 from rwkv_es.task import Problem
-from rwkv_es.tokenizer import load_tokenizer, make_stops
 from tasks.countdown_mini.task import MAX_NEW, answer_after, problems, reward, search
 
 TOKENS = ("<end>", "<answer>", "</answer>", "\n", " ", "=", ":", ",", "+", "-", "*", "/", "(", ")")

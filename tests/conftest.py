@@ -11,6 +11,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: "measures_memory" not in item.keywords)  # before others fill the heap
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

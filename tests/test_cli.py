@@ -12,7 +12,7 @@ import yaml
 
 from rwkv_es import __version__
 from rwkv_es.cli import VERBS, main
-from rwkv_es.config import OPTIONS, Config
+from rwkv_es.config.options import OPTIONS, Config
 from rwkv_es.errors import CheckpointError
 
 
@@ -27,7 +27,7 @@ def ran(monkeypatch):
 
     verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "report": ["write_report"]}
     for module, names in verbs.items():
-        stub = types.ModuleType(f"rwkv_es.{module}")
+        stub = types.ModuleType(f"rwkv_es.verbs.{module}")
         for name in names:
             setattr(stub, name, partial(note, name))
         monkeypatch.setitem(sys.modules, stub.__name__, stub)
@@ -114,7 +114,7 @@ def test_a_user_error_of_a_verb_is_one_line_even_if_its_text_has_several(ran, ca
     def fail(config):
         raise CheckpointError("the file is\n  broken")
 
-    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", fail)
+    monkeypatch.setattr(sys.modules["rwkv_es.verbs.train"], "train", fail)
     assert complaint(capsys, ["train"]) == "rwkv-es: the file is broken\n"
 
 
@@ -122,7 +122,7 @@ def test_an_interrupted_training_says_how_to_go_on(ran, capsys, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", interrupt)
+    monkeypatch.setattr(sys.modules["rwkv_es.verbs.train"], "train", interrupt)
     assert main(["train"]) == 130
     assert "continues after the last finished step" in capsys.readouterr().err
 
@@ -131,7 +131,7 @@ def test_a_bug_shows_its_traceback(ran, monkeypatch):
     def fail(config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["rwkv_es.train"], "train", fail)
+    monkeypatch.setattr(sys.modules["rwkv_es.verbs.train"], "train", fail)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 

@@ -10,12 +10,13 @@ from checkpoints import random_params
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'rwkv-es[eval]'")
 
-from rwkv_es import checkpoint, lm_eval_rules
-from rwkv_es.config import Config
+from rwkv_es.config.options import Config
+from rwkv_es.engine.sampler import Sampling
 from rwkv_es.errors import ConfigError
-from rwkv_es.evaluate import evaluate, generate
 from rwkv_es.lm_eval_adapter import RwkvLM, read_options, split
-from rwkv_es.sampler import Sampling
+from rwkv_es.measure import lm_eval_rules
+from rwkv_es.model import checkpoint
+from rwkv_es.verbs.evaluate import evaluate, generate
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rwkv_es import rows
 from rwkv_es.errors import TaskError
-from rwkv_es.final_answer import final_part, last_boxed, last_number
-from rwkv_es.task import Problem
+from rwkv_es.task import Problem, datasets
+from rwkv_es.task.answers import final_part, last_boxed, last_number
 
 VERSION = "1"
 STOP = ("\n\nUser:",)
@@ -25,7 +24,7 @@ def problems(split: str, data: str = "") -> Sequence[Problem]:
             "test.jsonl (2024 and 2025; field question) and train.jsonl (earlier years; question, answer, year)"
         )
     make = _held_out if split == "test" else _for_training
-    return rows.read_problems(data, split, {"question": str}, make)
+    return datasets.read_problems(data, split, {"question": str}, make)
 
 
 def reward(problem: Problem, text: str) -> float:
@@ -48,7 +47,7 @@ def extract(text: str) -> int | None:
 
 
 def _held_out(row: Mapping[str, Any]) -> Problem:
-    key = rows.aime_keys().get(rows.question_hash(row["question"]))
+    key = datasets.aime_keys().get(datasets.question_hash(row["question"]))
     if key is None:
         raise ValueError(
             "the question is none of AIME 2024 and 2025 (compared without white space by its sha256); "
@@ -60,7 +59,7 @@ def _held_out(row: Mapping[str, Any]) -> Problem:
 
 
 def _for_training(row: Mapping[str, Any]) -> Problem:
-    years = {str(year) for year in rows.HELD_OUT_YEARS}
+    years = {str(year) for year in datasets.HELD_OUT_YEARS}
     said = {str(row.get("year", "")), *re.findall(r"(?<!\d)20\d\d(?!\d)", str(row.get("id", "")))}
     if said & years:
         raise ValueError(f"year {min(said & years)} is held out for evaluation; leave it out of training data")

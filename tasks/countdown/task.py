@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Any
 
 from rwkv_es.errors import TaskError
-from rwkv_es.final_answer import last_tagged as last_answer
-from rwkv_es.rows import read_problems
 from rwkv_es.task import Generated, Problem
+from rwkv_es.task.answers import last_tagged as last_answer
+from rwkv_es.task.datasets import read_problems
 
 VERSION = "2"
 STOP = ("\n\nUser:",)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from rwkv_es.final_answer import final_part, last_number
-from rwkv_es.rows import fetch_rows, read_problems
 from rwkv_es.task import Problem
+from rwkv_es.task.answers import final_part, last_number
+from rwkv_es.task.datasets import fetch_rows, read_problems
 
 VERSION = "1"
 STOP = ("\n\nUser:",)

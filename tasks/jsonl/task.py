@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from rwkv_es.errors import TaskError
-from rwkv_es.final_answer import final_part, last_number
-from rwkv_es.rows import QUESTION_FIELDS, fetch_rows, read_rows
 from rwkv_es.task import SYSTEM, Problem
+from rwkv_es.task.answers import final_part, last_number
+from rwkv_es.task.datasets import QUESTION_FIELDS, fetch_rows, read_rows
 
 VERSION = "1"
 STOP = ("\n\nUser:",)

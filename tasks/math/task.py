@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from rwkv_es.errors import TaskError
-from rwkv_es.final_answer import final_part, last_boxed
-from rwkv_es.rows import read_problems
 from rwkv_es.task import Problem
+from rwkv_es.task.answers import final_part, last_boxed
+from rwkv_es.task.datasets import read_problems
 
 VERSION = "1"
 STOP = ("\n\nUser:",)

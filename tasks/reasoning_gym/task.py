@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.config import nearest
-from rwkv_es.durable import replace, writing
+from rwkv_es.config.options import nearest
 from rwkv_es.errors import TaskError
-from rwkv_es.final_answer import final_part, last_tagged
+from rwkv_es.files import replace, writing
 from rwkv_es.task import Problem
+from rwkv_es.task.answers import final_part, last_tagged
 
 from .scorers import gold_of, score
 

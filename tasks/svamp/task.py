@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rwkv_es.final_answer import last_number
-from rwkv_es.rows import fetch_rows, read_problems
 from rwkv_es.task import Problem
+from rwkv_es.task.answers import last_number
+from rwkv_es.task.datasets import fetch_rows, read_problems
 
 from ..gsm8k import task as gsm8k
 

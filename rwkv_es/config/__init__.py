@@ -1,0 +1,1 @@
+"""What can be set: options, and the files that hold them."""

@@ -1,0 +1,222 @@
+"""The GPU engine: `model.forward` by Triton kernels around plain matrix products, repeated as CUDA graphs.
+
+A step reads and writes at fixed addresses only and waits for nothing, so that it can be captured. The kernels are
+proved value by value in Triton's interpreter; the speed of this engine has not been measured.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
+from rwkv_es.model.forward import ROW_MULTIPLE, Factors, Model, State, Weights, forward, layer_norm, logits, new_state
+from rwkv_es.model.layout import Arch, Params
+
+CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only where it is repeated
+
+Work = Callable[[], None]
+
+
+class Layer(NamedTuple):
+    """A layer's parameters in the kernels' order."""
+
+    vectors: Any  # gpu_kernels.LayerVectors
+    matrices: tuple[Any, ...]  # views as (in,out), in the order of gpu_kernels.MATRICES; None: not used
+    is_first: bool
+
+
+class Perturbation(NamedTuple):
+    """A layer's factors of all directions (see `gpu_kernels.LayerNoise`)."""
+
+    block: Tensor
+    place: Tensor
+    scale: Tensor
+
+
+class Scratch(NamedTuple):
+    """Buffers for S rows."""
+
+    work: Any  # gpu_kernels.Work
+    halves: tuple[Tensor, ...]  # between the pairs w a v g: (S,rank) each
+    hidden: Tensor  # (S,F)
+    coefficient: Tensor  # (S,NUM_MATRICES,r) fp32
+
+
+class Rows(NamedTuple):
+    """What one step reads and writes, at fixed addresses."""
+
+    tokens: Tensor  # (S,) int64
+    weights: Weights
+    direction: Tensor  # (S,) int64
+    sign: Tensor  # (S,)
+    state: State
+    out: Tensor  # (S,C)
+
+
+class Step(NamedTuple):
+    """A step for one number of rows of one state, and how to make it."""
+
+    rows: Rows
+    run: Work
+    num_calls: int
+
+
+@cache
+def _kernels() -> Any:
+    """Import the kernels, and Triton, when they are first needed; None where Triton is missing or too old."""
+    try:
+        from rwkv_es.engine import gpu_kernels
+    except ImportError:
+        return None
+    return gpu_kernels
+
+
+def is_able(model: Model, factors: Factors | None) -> bool:
+    """Say whether this engine can run a model under these perturbations."""
+    like = model.like
+    if model.scales or like.dtype not in (torch.float32, torch.bfloat16) or like.device.type not in ("cuda", "cpu"):
+        return False
+    kernels = _kernels()
+    if kernels is None or (like.device.type == "cpu" and not kernels.IS_INTERPRETED):
+        return False
+    return are_covered(factors, kernels.MATRICES)
+
+
+class GpuEngine:
+    """`model.forward` and `model.logits` for one set of factors, with the same results up to rounding.
+
+    Made by `running`. capture: takes a step's work and returns what repeats it; None: every step is made anew.
+    """
+
+    def __init__(self, model: Model, factors: Factors | None, capture: Callable[[Work], Work] | None) -> None:
+        self.model, self.capture = model, capture
+        self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
+        self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
+        self.memory: list[Tensor] = []
+        self.steps: dict[tuple[int, ...], Step] = {}
+
+    def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row, or all tokens with one row (without these kernels), as `model.forward` does."""
+        if state.wkv.shape[1] < len(tokens):
+            return forward(weights, arch, tokens, state)
+        key = (len(tokens), weights.factors is not None, *(part.data_ptr() for part in state))
+        step = self.steps.get(key) or self._new_step(weights, len(tokens), state)
+        if self.capture is not None and step.num_calls == CALLS_BEFORE_CAPTURE:
+            step = step._replace(run=self.capture(step.run))
+        self.steps[key] = step._replace(num_calls=step.num_calls + 1)
+        step.rows.tokens.copy_(tokens)
+        if weights.direction is not None and weights.sign is not None:
+            step.rows.direction.copy_(weights.direction)
+            step.rows.sign.copy_(weights.sign)
+        step.run()
+        return step.rows.out.clone()
+
+    def logits(self, weights: Weights, x: Tensor) -> Tensor:
+        """Apply the LM head: x (S,C) -> (S,V)."""
+        return logits(weights, x)
+
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from Triton's cache: run them on rows that nobody looks at."""
+        tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64, device=self.model.like.device)
+        self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, ROW_MULTIPLE))
+        self.steps.clear()
+
+    def _new_step(self, weights: Weights, num_rows: int, state: State) -> Step:
+        like, is_plain = self.model.like, weights.direction is None
+        numbers = torch.zeros(2, num_rows, dtype=torch.int64, device=like.device)  # tokens, directions
+        sign, out = like.new_zeros(num_rows), like.new_empty(num_rows, self.model.arch.n_embd)
+        weights = weights if is_plain else weights._replace(direction=numbers[1], sign=sign)
+        rows = Rows(numbers[0], weights, numbers[1], sign, state, out)
+        return Step(rows, partial(self._run_, rows, self._scratch(num_rows)), 0)
+
+    def _run_(self, rows: Rows, scratch: Scratch) -> None:
+        kernels, mixed = _kernels(), scratch.work.mixed
+        x = layer_norm(rows.weights, rows.weights.embed(rows.tokens), "blocks.0.ln0")
+        for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
+            sizes = tuple(noise.block.shape[1:])
+            seen = kernels.LayerNoise(*noise, rows.direction, rows.sign, scratch.coefficient, *sizes)
+            kernels.norm_and_mix(x, rows.state.att_shift[i], layer.vectors, mixed, seen)
+            _time_mix_(x, rows.state.wkv[i], layer, seen, scratch)
+            kernels.norm_and_shift(x, rows.state.ffn_shift[i], layer.vectors, mixed[0], seen)
+            _channel_mix_(x, layer, seen, scratch)
+        rows.out.copy_(layer_norm(rows.weights, x, "ln_out"))
+
+    def _scratch(self, num_rows: int) -> Scratch:
+        """Return buffers for some rows, in the memory that every number of rows shares."""
+        arch, kernels = self.model.arch, _kernels()
+        widths = (6 * arch.n_embd, 7 * arch.n_embd, arch.n_embd, *half_widths(self.model), arch.n_ffn)
+        if not self.memory or len(self.memory[0]) < num_rows * widths[0]:  # earlier steps keep their own
+            self.memory = [self.model.like.new_empty(num_rows * width) for width in widths]
+        mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, widths))
+        work = kernels.Work(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
+        rank = max(noise.block.shape[1] for noise in self.noise)
+        coefficient = torch.zeros(num_rows, len(kernels.MATRICES), rank, device=self.model.like.device)
+        return Scratch(work, tuple(h.view(num_rows, -1) for h in halves), hidden.view(num_rows, -1), coefficient)
+
+
+def _time_mix_(x: Tensor, wkv: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
+    """Add a layer's time mix to x (S,C), all but the output matrix's perturbation; wkv (S,H,K_h,K_h) is renewed."""
+    kernels, (r, k, v, w, a, g) = _kernels(), scratch.work.mixed
+    m = layer.matrices
+    for operand, matrix, product in zip((r, k, v), m[:3], scratch.work.products):
+        torch.mm(operand, matrix, out=product)
+    for operand, matrix, half in zip((w, a, v, g), m[4:8], scratch.halves):
+        if matrix is not None:
+            torch.mm(operand, matrix, out=half)
+    kernels.activate_pairs(*scratch.halves, noise)
+    for half, matrix, product in zip(scratch.halves, m[8:12], scratch.work.products[3:]):
+        if matrix is not None:
+            torch.mm(half, matrix, out=product)
+    kernels.update_state(wkv, scratch.work, layer.vectors, layer.is_first, noise)
+    torch.addmm(x, r, m[3], out=x)
+
+
+def _channel_mix_(x: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
+    """Add the channel mix to x (S,C)."""
+    kernels, (key, value) = _kernels(), layer.matrices[12:]
+    torch.mm(scratch.work.mixed[0], key, out=scratch.hidden)
+    kernels.square_relu(scratch.hidden, noise)
+    torch.addmm(x, scratch.hidden, value, out=x)
+    kernels.add_ffn_value(x, noise)
+
+
+def _layer(params: Params, i: int) -> Layer:
+    kernels = _kernels()
+    *vectors, matrices = layer_params(params, i, kernels.MATRICES)
+    return Layer(kernels.LayerVectors(*vectors), matrices, i == 0)
+
+
+def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
+    packed, device = pack(factors, i, _kernels().MATRICES), model.like.device
+    block = packed.block if packed.block is not None else torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
+    places = torch.tensor(packed.place, dtype=torch.int32, device=device)
+    return Perturbation(block, places, torch.tensor(packed.scale, device=device))
+
+
+@contextmanager
+def running(model: Model, factors: Factors | None) -> Iterator[GpuEngine]:
+    """Start the engine; on a GPU it compiles its kernels and captures graphs."""
+    device = model.like.device
+    if device.type == "cpu":  # Triton's interpreter: nothing is compiled or captured
+        yield GpuEngine(model, factors, None)
+        return
+    with torch.cuda.device(device):  # Triton launches on the current one, wherever the tensors are
+        engine = GpuEngine(model, factors, partial(_capture, torch.cuda.graph_pool_handle()))
+        with announced("rwkv-es: compiling the GPU kernels, once on this machine ..."):
+            engine.warm_up()
+        yield engine
+
+
+def _capture(pool: Any, run: Work) -> Work:
+    """Record the kernels of a step, which has run before, into a CUDA graph; return what repeats them.
+
+    The results of a graph are read before another one runs, so that all may share one pool of memory. Not yet measured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        run()
+    return graph.replay

@@ -1,0 +1,89 @@
+"""What both fused engines hand to their kernels: a layer's parameters and factors, in the kernels' order."""
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkv_es.model.forward import Factors, Model
+from rwkv_es.model.layout import Params
+
+SLOW_START_S = 1.0
+_OUTSIDE = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
+
+
+class LayerParams(NamedTuple):
+    """A layer's parameters."""
+
+    norms: Tensor  # (4,C): ln1 and ln2, weight and bias
+    mixes: Tensor  # (6,C): x_r x_k x_v x_w x_a x_g
+    vectors: Tensor  # (8,C): w0 a0 v0 k_k k_a r_k, ln_x's weight and bias
+    ffn_mix: Tensor  # (C,)
+    matrices: tuple[Tensor | None, ...]  # views as (in,out), in the order asked for; None: not used
+
+
+class PackedFactors(NamedTuple):
+    """A layer's factors of all directions, side by side in order of use; for M matrices."""
+
+    block: Tensor | None  # (D,r,width) bf16; None: no matrix is a target
+    place: list[int]  # (2*M,): where matrix m's input side starts, then the output sides; -1: no target
+    scale: list[float]  # (M,)
+
+
+def are_covered(factors: Factors | None, matrices: Sequence[str]) -> bool:
+    """Say whether kernels that know these matrices can apply the perturbations."""
+    targets = factors.scale if factors else ()
+    return all(name in _OUTSIDE or name.endswith(("time_state", *matrices)) for name in targets)
+
+
+def layer_params(params: Params, i: int, matrices: Sequence[str]) -> LayerParams:
+    """Collect the parameters of layer i."""
+    block = f"blocks.{i}."
+
+    def rows(*names: str) -> Tensor:
+        return torch.stack([params[block + name].flatten() for name in names])
+
+    value_mix = "att.v0" if i else "att.a0"  # layer 0 has no value mix: anything of that shape
+    norms = rows("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias")
+    vectors = rows("att.w0", "att.a0", value_mix, "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias")
+    unused = ("att.v1", "att.v2") if i == 0 else ()
+    found = {name: None if name in unused else params[block + name] for name in matrices}
+    turned = (m.t() if m is not None and name.endswith(".weight") else m for name, m in found.items())
+    return LayerParams(norms, rows(*(f"att.x_{c}" for c in "rkvwag")), vectors, rows("ffn.x_k")[0], tuple(turned))
+
+
+def pack(factors: Factors | None, i: int, matrices: Sequence[str]) -> PackedFactors:
+    """Lay the factors of layer i side by side, input side before output side, in the order of the matrices."""
+    place, scale = [-1] * (2 * len(matrices)), [0.0] * len(matrices)
+    sides: list[Tensor] = []
+    width = 0
+    for m, matrix in enumerate(matrices):
+        name = f"blocks.{i}.{matrix}"
+        if factors is None or name not in factors.scale:
+            continue
+        pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
+        scale[m], place[m], place[len(matrices) + m] = factors.scale[name], width, width + pair[0].shape[1]
+        sides += [side.mT.bfloat16() for side in pair]  # (D,r,i), (D,r,o); exact: see noise.normal_table
+        width += pair[0].shape[1] + pair[1].shape[1]
+    return PackedFactors(torch.cat(sides, 2) if sides else None, place, scale)
+
+
+def half_widths(model: Model) -> list[int]:
+    """Return the ranks of the low-rank pairs w, a, v, g: how wide a row is between their halves."""
+    pairs = [model.params.get(f"blocks.{model.arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]
+    return [pair.shape[1] if pair is not None else model.arch.rank_a for pair in pairs]
+
+
+@contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Say on stderr what is happening when it takes long: kernels are compiled, once per machine."""
+    timer = threading.Timer(SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,106 @@
+"""What models say of given texts: logits for every next token, many texts at a time through the same forward."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.engine.rollout import Decoding, engine_of, padded
+from rwkv_es.model.forward import Model, State, Weights, new_state, reset_rows_, unperturbed
+
+
+class Text(NamedTuple):
+    """Token ids; those from `start` on (1 or more) are to be predicted, each from all that come before it."""
+
+    ids: Sequence[int]
+    start: int = 1
+
+
+class Predicted(NamedTuple):
+    """One tick: the next token of some of the texts, and what the models think of it."""
+
+    texts: np.ndarray  # (n,) which texts
+    targets: Tensor  # (n,) int64 the tokens that come next
+    logits: list[Tensor]  # of each model (n,V)
+
+
+class TokenScore(NamedTuple):
+    """A text's tokens from `start` on, taken together."""
+
+    log_probability: float
+    is_greedy: bool  # each is the likeliest one in its place
+
+
+def score(model: Model, texts: Sequence[Text], decoding: Decoding) -> list[TokenScore]:
+    """Return the log probability of every text's tokens from its `start` on, in nats."""
+    total, is_greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
+    for tick in predict([model], texts, decoding):
+        logits = tick.logits[0]
+        total[tick.texts] += chosen(logits, tick.targets).cpu().numpy()
+        is_greedy[tick.texts] &= (logits.argmax(-1) == tick.targets).cpu().numpy()
+    return [TokenScore(float(value), bool(flag)) for value, flag in zip(total, is_greedy)]
+
+
+def chosen(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the log probability of the targets (n,) under logits (n,V): (n,) float64."""
+    return torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
+
+
+def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) -> Iterator[Predicted]:
+    """Read texts with several models of one vocabulary side by side; every token from its text's start on comes once.
+
+    Long texts go first; as many are read at a time as there are slots, so that rows of like length share a tick.
+    """
+    assert all(text.start >= 1 for text in texts)
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+    with ExitStack() as stack:
+        engines = [stack.enter_context(engine_of(model, decoding, None)) for model in models]
+        for first in range(0, len(order), decoding.slots):
+            group = order[first : first + decoding.slots]
+            readers = [_reader(engine, model, len(group)) for engine, model in zip(engines, models)]
+            yield from _read([texts[i] for i in group], np.array(group), readers)
+
+
+class _Reader(NamedTuple):
+    """A model that reads, and the state of its rows."""
+
+    engine: Any
+    model: Model
+    weights: Weights
+    state: State
+
+    def read_(self, tokens: np.ndarray) -> Tensor:
+        """Read one token per row of the first ones, in place: (S,) -> (S,C)."""
+        rows = slice(len(tokens))
+        inputs = torch.as_tensor(tokens, device=self.model.like.device)
+        weights, state = self.weights.rows(rows), self.state.rows(rows)
+        return self.engine.forward(weights, self.model.arch, inputs, state)
+
+    def logits(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        """Apply the head to some rows of x (S,C): (n,V); products see a multiple of 8 rows."""
+        whole = torch.as_tensor(np.resize(rows, padded(len(rows))), device=x.device)
+        return self.engine.logits(self.weights.rows(whole), x[whole])[: len(rows)]
+
+
+def _reader(engine: Any, model: Model, num_rows: int) -> _Reader:
+    state, weights = new_state(model, padded(num_rows)), unperturbed(model)
+    reset_rows_(state, weights, torch.arange(padded(num_rows), device=model.like.device))
+    return _Reader(engine, model, weights, state)
+
+
+def _read(texts: Sequence[Text], names: np.ndarray, readers: Sequence[_Reader]) -> Iterator[Predicted]:
+    """Read texts in the order of falling length: active rows are always the first ones."""
+    lengths, starts = np.array([len(text.ids) for text in texts]), np.array([text.start for text in texts])
+    tokens = np.zeros((padded(len(texts)), lengths.max(initial=0)), np.int64)
+    for row, text in zip(tokens, texts):
+        row[: len(text.ids)] = text.ids
+    for place in range(1, tokens.shape[1]):
+        num_active = int((lengths > place).sum())
+        hidden = [reader.read_(tokens[: padded(num_active), place - 1]) for reader in readers]
+        rows = np.flatnonzero(starts[:num_active] <= place)
+        if rows.size:
+            targets = torch.as_tensor(tokens[rows, place], device=hidden[0].device)
+            yield Predicted(names[rows], targets, [reader.logits(x, rows) for reader, x in zip(readers, hidden)])

@@ -1,0 +1,257 @@
+"""The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.engine import cpu, gpu
+from rwkv_es.engine.sampler import Sampling, sample
+from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
+from rwkv_es.errors import ConfigError
+from rwkv_es.model import forward as torch_engine
+from rwkv_es.model.forward import (
+    ROW_MULTIPLE,
+    Factors,
+    Model,
+    State,
+    Weights,
+    new_state,
+    perturb,
+    reset_rows_,
+    unperturbed,
+)
+from rwkv_es.model.tokenizer import Stops
+
+FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
+MOST_AHEAD = 256  # tokens
+_SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
+_NEEDS = {
+    "numba": "a CPU, numba, fp32 weights",
+    "triton": "a GPU, Triton, fp32 or bf16 weights that are not int8",
+}
+
+
+class Decoding(NamedTuple):
+    """How completions are generated."""
+
+    stops: Stops
+    sampling: Sampling = Sampling()
+    slots: int = 256
+    engine: str = "auto"  # or "torch", "numba", "triton"
+    threads: int = 1  # of the numba engine
+
+
+class Completion(NamedTuple):
+    """What a request became. `tokens` holds everything sampled, a stop token too."""
+
+    tokens: list[int]
+    finish: str  # "stop" | "length"
+
+
+Hearing = Callable[[Mapping[Request, Completion]], None]  # is told after every tick what has ended, if anything
+
+
+class Rollout(NamedTuple):
+    """Completions in the order of their requests, and what they cost."""
+
+    completions: list[Completion]
+    num_ticks: int
+    num_read: int  # tokens read by active rows: prompts and samples
+
+
+def rollout(
+    model: Model,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    factors: Factors | None = None,
+    hear: Hearing = lambda ended: None,
+) -> Rollout:
+    """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
+
+    `factors` must hold the directions of all members among the requests; None: the unperturbed model.
+    """
+    pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
+    rows = _Rows(model, requests, decoding, factors)
+    done: dict[Request, Completion] = {}
+    num_ticks = num_read = 0
+    with engine_of(model, decoding, factors) as engine:
+        while not pool.is_done:
+            rows.admit_(pool.admit())
+            rows.forget_(pool.release())
+            num_read += rows.read_ahead_(engine, len(pool.active))
+            num_ticks, num_read = num_ticks + 1, num_read + len(pool.active)
+            rows.tick_(engine, len(pool.active))
+            rows.save_prefixes_(pool)
+            finished = rows.finished(len(pool.active))
+            ended = {pool.active[slot]: completion for slot, completion in finished.items()}
+            rows.move_(pool.retire(finished))
+            done.update(ended)
+            hear(ended)
+    return Rollout([done[request] for request in requests], num_ticks, num_read)
+
+
+@contextmanager
+def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Any]:
+    """Choose what computes `forward` and `logits`: fused CPU kernels where they can, else plain torch.
+
+    The Triton engine has been proved in its interpreter only, so it is used where it is asked for.
+    """
+    name = decoding.engine
+    if name == "auto":
+        name = "numba" if cpu.is_able(model, factors) else "torch"
+    if name == "torch":
+        yield torch_engine
+    elif not _is_able(name, model, factors):
+        raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
+    elif name == "numba":
+        with cpu.running(model, factors, decoding.threads) as engine:
+            yield engine
+    else:
+        with gpu.running(model, factors) as engine:
+            yield engine
+
+
+def _is_able(name: str, model: Model, factors: Factors | None) -> bool:
+    return (cpu if name == "numba" else gpu).is_able(model, factors)
+
+
+class _Rows:
+    """What is in the slots: the text that each row reads and writes, and its recurrent state."""
+
+    def __init__(self, model: Model, requests: Sequence[Request], decoding: Decoding, factors: Factors | None) -> None:
+        self.model, self.decoding, self.factors = model, decoding, factors
+        capacity = padded(min(decoding.slots, len(requests)))
+        self.state = new_state(model, capacity)
+        self.saved: dict[Prefix, State] = {}
+        self.member = torch.zeros(capacity, dtype=torch.int64, device=self.state.wkv.device)
+        self.prompt = np.zeros((capacity, max((len(r.prompt) for r in requests), default=0)), np.int64)
+        self.written = np.zeros((capacity, max((r.max_new for r in requests), default=0)), np.int64)
+        self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork = np.zeros((5, capacity), np.int64)
+        self.counter = np.zeros((capacity, 4), np.int64)
+        self.weights = self._weights()
+
+    def admit_(self, admissions: Sequence[Admission]) -> None:
+        """Put requests into their slots; their states start empty or as saved for their prefix."""
+        if not admissions:
+            return
+        for slot, request, prefix in admissions:
+            self._place_(slot, request, len(prefix[1]) if prefix else 0)
+        self.weights = self._weights()
+        slots = self._index([admission.slot for admission in admissions])
+        reset_rows_(self.state, self.weights.rows(slots), slots)
+        for slot, _, prefix in admissions:
+            if prefix is not None:
+                self.state.copy_row_(slot, self.saved[prefix], 0)
+
+    def read_ahead_(self, engine: Any, num_active: int) -> int:
+        """Where only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
+
+        The bits are those of token by token, the products larger. Returns the number of tokens read.
+        """
+        if num_active > FEW_ROWS:
+            return 0
+        next_stop = np.where(self.next_fork < 0, self.num_prompt, self.next_fork)[:num_active]
+        counts = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD) // ROW_MULTIPLE * ROW_MULTIPLE
+        for slot in np.flatnonzero(counts > 0):
+            first, count = self.num_read[slot], int(counts[slot])
+            tokens = self._index(self.prompt[slot, first : first + count])
+            weights = self.weights.rows(torch.full((count,), int(slot), device=self.member.device))
+            engine.forward(weights, self.model.arch, tokens, self.state.rows(slice(int(slot), int(slot) + 1)))
+            self.num_read[slot] += count
+        return int(counts[counts > 0].sum())
+
+    def tick_(self, engine: Any, num_active: int) -> None:
+        """Read one token per row; sample one for each row that has read its prompt."""
+        rows_read = slice(padded(num_active))
+        in_prompt = self.num_read < self.num_prompt
+        rows = np.arange(len(in_prompt))
+        last_written = self.written[rows, np.maximum(self.num_written, 1) - 1]
+        tokens = np.where(in_prompt, self.prompt[rows, np.minimum(self.num_read, self.num_prompt - 1)], last_written)
+        weights, state = self.weights.rows(rows_read), self.state.rows(rows_read)
+        x = engine.forward(weights, self.model.arch, self._index(tokens[rows_read]), state)
+        self.num_read[:num_active] += 1
+        self._sample_(engine, x, np.flatnonzero(self.num_read[:num_active] >= self.num_prompt[:num_active]))
+
+    def finished(self, num_active: int) -> dict[int, Completion]:
+        """Return the completions of the rows that have ended, by slot."""
+        stops = self.decoding.stops
+        count = self.num_written[:num_active]
+        last = self.written[np.arange(num_active), np.maximum(count, 1) - 1]
+        is_end = (count > 0) & (last == stops.end_id)
+        for slot in np.flatnonzero((count > 0) & stops.can_end[last] & ~is_end):
+            is_end[slot] = stops.hit(self.written[slot, : count[slot]].tolist())
+        is_over = is_end | (count >= self.most[:num_active])
+        return {
+            int(slot): Completion(self.written[slot, : count[slot]].tolist(), "stop" if is_end[slot] else "length")
+            for slot in np.flatnonzero(is_over)
+        }
+
+    def save_prefixes_(self, pool: Pool) -> None:
+        """Save the state of every row that has just read a prefix which others wait for."""
+        num_active = len(pool.active)
+        for slot in np.flatnonzero(self.num_read[:num_active] == self.next_fork[:num_active]):
+            request, length = pool.active[slot], int(self.num_read[slot])
+            prefix = (request.member, request.prompt[:length])
+            if pool.publish(prefix):
+                self.saved[prefix] = State(*(part[:, slot : slot + 1].clone() for part in self.state))
+            self.next_fork[slot] = _next_fork(request, length)
+
+    def forget_(self, prefixes: Sequence[Prefix]) -> None:
+        """Drop saved states."""
+        for prefix in prefixes:
+            del self.saved[prefix]
+
+    def move_(self, moves: Sequence[Move]) -> None:
+        """Move rows to other slots."""
+        if not moves:
+            return
+        source, target = (np.array(slots) for slots in zip(*moves))
+        for column in self._columns():
+            column[target] = column[source]
+        for part in (*self.state, self.member.unsqueeze(0)):
+            part[:, self._index(target)] = part[:, self._index(source)]
+        self.weights = self._weights()
+
+    def _place_(self, slot: int, request: Request, num_read: int) -> None:
+        self.prompt[slot, : len(request.prompt)] = request.prompt
+        self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
+        self.num_written[slot], self.most[slot] = 0, request.max_new
+        self.next_fork[slot] = _next_fork(request, num_read)
+        pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
+        self.counter[slot] = (request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step)
+        self.member[slot] = request.member
+
+    def _sample_(self, engine: Any, x: Tensor, rows: np.ndarray) -> None:
+        """Sample the next token of `rows` from the hidden x (S,C)."""
+        if not rows.size:
+            return
+        whole = self._index(np.resize(rows, padded(len(rows))))  # repeats rows up to a full multiple
+        scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : len(self.decoding.stops.can_end)]
+        counter = self.counter[rows]
+        counter[:, 0] += self.num_written[rows]
+        tokens = sample(scores, self.decoding.sampling, self._index(counter))
+        self.written[rows, self.num_written[rows]] = tokens.cpu().numpy()
+        self.num_written[rows] += 1
+
+    def _weights(self) -> Weights:
+        return unperturbed(self.model) if self.factors is None else perturb(self.model, self.factors, self.member)
+
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        counts = (self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork)
+        return self.prompt, self.written, self.counter, *counts
+
+    def _index(self, values: Sequence[int] | np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64).to(self.member.device, non_blocking=True)
+
+
+def padded(num_rows: int) -> int:
+    """Round a number of rows up to what matrix products are given."""
+    return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _next_fork(request: Request, num_read: int) -> int:
+    return next((length for length in request.forks if length > num_read), -1)

@@ -1,0 +1,46 @@
+"""Logits to tokens: greedy, or sampled with noise from counters."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rwkv_es.noise.factors import hash_key, uniform
+
+
+class Sampling(NamedTuple):
+    """How tokens are chosen. Temperature 0 is greedy; top_k 0 means all tokens."""
+
+    seed: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
+    """Choose one token per row: logits (S,V), counter (S,4) int64 -> (S,) int64.
+
+    The choice depends on the row's logits and counter alone: by inverting the distribution function at one uniform
+    number per token, so that rows with equal counters (mirrored members) share their luck. Ties go to the lowest id.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probability = torch.softmax(logits.double() / sampling.temperature, -1)
+    if sampling.top_k or sampling.top_p < 1:
+        probability = _keep_likeliest(probability, sampling)
+    cumulative = probability.cumsum(-1)
+    point = uniform(counter, hash_key("sampling", sampling.seed)) * cumulative[:, -1]
+    chosen = torch.searchsorted(cumulative, point[:, None], right=True).squeeze(-1)
+    # Rounding may put the point at the very end, behind the last token that has any probability.
+    last = probability.shape[-1] - 1 - (probability.flip(-1) > 0).double().argmax(-1)
+    return torch.minimum(chosen, last)
+
+
+def _keep_likeliest(probability: Tensor, sampling: Sampling) -> Tensor:
+    """Zero all but the top_k likeliest tokens, and of these all behind the first top_p of mass: (S,V) -> (S,V)."""
+    ordered, order = torch.sort(probability, dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        ordered[:, sampling.top_k :] = 0
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(before >= sampling.top_p * ordered.sum(-1, keepdim=True), 0)
+    return torch.zeros_like(probability).scatter(-1, order, ordered)

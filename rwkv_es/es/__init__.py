@@ -1,0 +1,1 @@
+"""The algorithm: fitness, update, strategy."""

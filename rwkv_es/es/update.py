@@ -1,0 +1,236 @@
+"""The ES update: the fitness-weighted sum of the perturbations, tensor by tensor, then an optimiser's step."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.errors import ConfigError
+from rwkv_es.model import int8
+from rwkv_es.model.checkpoint import Params
+from rwkv_es.model.forward import Model
+from rwkv_es.model.int8 import row_blocks
+from rwkv_es.noise.factors import WHOLE, StepNoise, hash_key, philox
+from rwkv_es.noise.lowrank import weighted_sum
+
+try:
+    from rwkv_es.noise.rounding import round_to_bf16
+except ImportError:  # numba is missing or does not fit the installed numpy
+    round_to_bf16 = None  # type: ignore[assignment]
+
+_VALUES_PER_CHUNK = 1 << 22  # of the factors drawn at once: whatever the number of processes, in the same order
+_FEWEST_DIRECTIONS = 64  # in a chunk
+_ENTRIES_PER_CHUNK = 1 << 20
+_ENTRIES_PER_SLAB = 1 << 22  # of a matrix; a step holds some five slabs in fp32
+
+
+class Rule(NamedTuple):
+    """How the ES gradient becomes a step; names as in `config.Config`."""
+
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    master: str = "fp32"
+    seed: int = 0
+
+
+def gradient(noise: StepNoise, name: str, fitness: Tensor, rows: slice = WHOLE) -> Tensor:
+    """Return `g = 1/N sum_n f_n s_n A_j B_j.T / sqrt(r)`, fp32, on the device of fitness (N,).
+
+    Shape (*batch,p,q) of the target, or some rows of a matrix. Mirrored members are folded first: they share A and B.
+    """
+    target = noise.targets[name]
+    folded = (fitness[0::2] - fitness[1::2]).float() / (len(fitness) * math.sqrt(target.rank))  # (N/2,)
+    per_chunk = max(_VALUES_PER_CHUNK // target.num_values, _FEWEST_DIRECTIONS)
+    total: Tensor | None = None
+    for start in range(0, len(folded), per_chunk):
+        chunk = folded[start : start + per_chunk]
+        a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device), rows)
+        part = weighted_sum(a, b, chunk)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+class Updater:
+    """Moves a model's weights in place; holds what the optimiser remembers and the fp32 master copy of bf16 weights.
+
+    Without such memory nothing is held beside the weights but a slab of one matrix's rows, a few times over.
+    """
+
+    def __init__(self, model: Model, names: Sequence[str], rule: Rule, base: Params) -> None:
+        self.params, self.scales, self.rule, self.base = model.params, model.scales, rule, base
+        self.names, self.device = names, model.like.device
+        low = [name for name in names if self.params[name].dtype == torch.bfloat16 and rule.master == "fp32"]
+        self.master = {name: self.params[name].float().cpu() for name in low}
+        self.optimizers = {} if rule.optimizer == "sgd" else {name: _optimizer(rule, self.device) for name in names}
+
+    def step_(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
+        """Apply `W += lr * multiplier * g` (or the optimiser's version of it) to every target, in place.
+
+        fitness (N,) of all members of the step. Returns the root mean square of each target's step, before it is
+        rounded, in units of its own noise scale sigma * multiplier.
+
+        Raises:
+            ConfigError: a step is not finite.
+        """
+        fitness = fitness.to(self.device)
+        return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.names}
+
+    def weights(self) -> Params:
+        """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
+        if not self.master:
+            return self.params
+        return {
+            name: weight if name in self.scales else self.master.get(name, weight).float().cpu()
+            for name, weight in self.params.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what the optimisers remember, for a snapshot."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items() if optimizer.state}
+
+    def load_(self, params: Params, state: Mapping[str, Any]) -> None:
+        """Continue from a snapshot's weights (in the dtype of `weights()`) and optimiser state, in place."""
+        for name, weight in self.params.items():
+            assert (params[name].dtype == torch.int8) == (name in self.scales), f"{name} is {params[name].dtype}"
+            weight.copy_(params[name])
+        for name in self.master:
+            self.master[name] = params[name].clone()
+        for name, saved in state.items():
+            self.optimizers[name].load_state_dict(saved)
+
+    def _step_tensor_(self, name: str, noise: StepNoise, fitness: Tensor, lr: float) -> float:
+        multiplier = noise.targets[name].multiplier
+        squares = 0.0
+        for rows in self._slabs(name, noise):
+            g = gradient(noise, name, fitness, rows).reshape(self.params[name][rows].shape)
+            direction, size = self._direction(name, rows, g, lr, multiplier)
+            flat = direction.flatten()
+            squares += (torch.dot(flat, flat) * size * size).item()
+            if not math.isfinite(squares):
+                raise ConfigError(f"the update of {name} at step {noise.step} is not finite; lower lr (now {lr})")
+            self._add_(name, rows, direction, size, noise.step)
+        return math.sqrt(squares / self.params[name].numel()) / (noise.sigma * multiplier)
+
+    def _slabs(self, name: str, noise: StepNoise) -> Iterable[slice]:
+        """Cut a matrix into slabs of rows; small tensors, and those that an optimiser knows as one, stay whole."""
+        target = noise.targets[name]
+        if name in self.optimizers or target.is_full or target.batch:
+            return [WHOLE]
+        return row_blocks((target.p, target.q), _ENTRIES_PER_SLAB)
+
+    def _direction(self, name: str, rows: slice, g: Tensor, lr: float, multiplier: float) -> tuple[Tensor, float]:
+        """Return what to add to some rows, as a direction and a size; g may be overwritten."""
+        size = lr * multiplier
+        if name in self.optimizers:
+            g, size = _ascend(self.optimizers[name], g, size), 1.0
+        if self.rule.weight_decay:
+            g, size = g.mul_(size).sub_(self._drift(name, rows), alpha=lr * self.rule.weight_decay), 1.0
+        return g, size
+
+    def _drift(self, name: str, rows: slice) -> Tensor:
+        """Return W - W0 of some rows, fp32; an int8 matrix starts from the base as it was rounded."""
+        stored = self.params[name][rows]
+        if name in self.scales:
+            start = int8.on_grid(self.base[name][rows].to(self.device), self.scales[name][rows])
+            return stored.float().sub_(start).mul_(self.scales[name][rows, None])
+        weight = self.master[name][rows] if name in self.master else stored
+        drift = weight.to(self.device, torch.float32, copy=True)
+        return drift.sub_(self.base[name][rows].to(self.device)) if name in self.base else drift
+
+    def _add_(self, name: str, rows: slice, direction: Tensor, size: float, step: int) -> None:
+        stored = self.params[name][rows]
+        key, first = hash_key("rounding", self.rule.seed, name), (rows.start or 0) * stored[0].numel()
+        if name in self.scales:
+            steps = direction.mul_(size).div_(self.scales[name][rows, None])
+            int8.move_(stored, steps, key, step, first)
+        elif name in self.master:
+            after = self.master[name][rows].to(self.device).add_(direction, alpha=size)
+            self.master[name][rows] = after
+            stored.copy_(after)
+        elif stored.dtype == torch.bfloat16:
+            stored.copy_(round_stochastically(stored.float().add_(direction, alpha=size), key, step, first))
+        else:
+            stored.add_(direction, alpha=size)
+
+
+def round_stochastically(values: Tensor, key: tuple[int, int], step: int, first: int = 0) -> Tensor:
+    """Round fp32 to a bf16 neighbour, up with a probability equal to the remainder; noise from counters.
+
+    values (...) -> (...) bf16; right on average, so that steps below a bf16 ulp are not lost. The first value is entry
+    `first` of its tensor, a multiple of 8.
+    """
+    flat = values.contiguous().flatten()
+    rounded = torch.empty_like(flat, dtype=torch.bfloat16)
+    if round_to_bf16 is not None and flat.device.type == "cpu":
+        out = rounded.view(torch.int16).numpy().view(np.uint16)
+        round_to_bf16(out, flat.numpy().view(np.uint32), first, step, np.array(key, np.uint64))
+        return rounded.reshape(values.shape)
+    for start in range(0, len(flat), _ENTRIES_PER_CHUNK):
+        bits = flat[start : start + _ENTRIES_PER_CHUNK].view(torch.int32)
+        noise = _random_16_bits(first + start, len(bits), key, flat.new_tensor(step, dtype=torch.int64))
+        shifted = ((bits.long() + noise) & ~0xFFFF).int()  # the magnitude's bits: towards or away from zero alike
+        rounded[start : start + len(bits)] = shifted.view(torch.float32).bfloat16()
+    return rounded.reshape(values.shape)
+
+
+def _random_16_bits(start: int, count: int, key: tuple[int, int], step: Tensor) -> Tensor:
+    """Return (count,) int64 below 2**16 for the entries from `start` (a multiple of 8) on."""
+    blocks = torch.arange(start // 8, (start + count + 7) // 8, device=step.device)
+    counter = torch.stack((blocks & 0xFFFFFFFF, blocks >> 32, step.expand_as(blocks), torch.zeros_like(blocks)), -1)
+    words = philox(counter, key)  # (blocks,4)
+    return torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[:count]
+
+
+def _optimizer(rule: Rule, device: torch.device) -> torch.optim.Optimizer:
+    """Make a torch optimiser over one stand-in parameter; its tensor is set anew at every step."""
+    stand_in = [torch.nn.Parameter(torch.empty(0, device=device))]
+    if rule.optimizer == "adam":
+        return torch.optim.Adam(stand_in, betas=(rule.momentum, 0.999))
+    return torch.optim.SGD(stand_in, momentum=rule.momentum)
+
+
+def _ascend(optimizer: torch.optim.Optimizer, ascent: Tensor, lr: float) -> Tensor:
+    """Return how far the optimiser moves the weights, wherever they are; `ascent` is overwritten."""
+    group = optimizer.param_groups[0]
+    parameter = group["params"][0]
+    group["lr"] = lr
+    empty = parameter.data
+    parameter.data = torch.zeros_like(ascent)
+    parameter.grad = ascent.neg_()
+    optimizer.step()
+    moved = parameter.data
+    parameter.data, parameter.grad = empty, None
+    return moved
+
+
+def checksum(params: Params) -> str:
+    """Return 16 hex digits that change with any bit of any tensor, and with the tensors' names and order."""
+    digest = hashlib.sha256()
+    for name, tensor in params.items():
+        data = tensor.detach().contiguous().flatten().view(torch.uint8)
+        data = data if data.storage_offset() % 8 == 0 else data.clone()
+        tail = len(data) % 8
+        words = data[: len(data) - tail].view(torch.int64)
+        digest.update(f"{name} {tensor.dtype} {_weighted_sums(words)} {data[len(data) - tail :].tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _weighted_sums(words: Tensor) -> list[int]:
+    """Sum chunks of integers times odd weights that differ by position, modulo 2**64: (n,) int64."""
+    odd = _odd_numbers(words.device)
+    products = torch.empty_like(odd)  # one buffer: small results between large ones that are freed tear holes
+    chunks = words.split(len(odd))
+    sums = [torch.mul(c, odd[: len(c)], out=products[: len(c)]).sum() for c in chunks]
+    return torch.stack(sums).tolist()
+
+
+@lru_cache(maxsize=2)
+def _odd_numbers(device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * _ENTRIES_PER_CHUNK, 2, device=device)

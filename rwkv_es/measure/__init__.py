@@ -1,0 +1,1 @@
+"""Numbers for people: metrics, statistics, summaries."""

@@ -1,0 +1,1 @@
+"""RWKV-7: its files, its tokenizer, its forward pass."""

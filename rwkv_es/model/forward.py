@@ -1,0 +1,297 @@
+"""RWKV-7 (x070) recurrent forward of one token for S rows, each under its own perturbation."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rwkv_es.model import int8
+from rwkv_es.model.checkpoint import Arch, Params
+from rwkv_es.model.wkv import wkv_
+from rwkv_es.noise.factors import StepNoise, sign
+from rwkv_es.noise.lowrank import low_rank
+
+ROW_MULTIPLE = 8  # matrix products are given multiples of this many rows: with 1, 2 or 5, BLAS takes other paths
+_LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
+
+
+class Model(NamedTuple):
+    """Weights in the dtype and on the device of the engine, and what was inferred from them."""
+
+    params: Params
+    arch: Arch
+    scales: Mapping[str, Tensor] = {}  # of the matrices held as int8: (o,) fp32
+    state_dtype: torch.dtype = torch.float32  # how rows' states are stored, fp32 or fp16
+
+    @property
+    def like(self) -> Tensor:
+        """A parameter that is never int8: it has the engine's dtype and device."""
+        return self.params["ln_out.weight"]
+
+
+def with_initial_state(model: Model) -> Model:
+    """Return the model with a zero initial state (H,K_h,K_h) per layer, where it has none: something to tune."""
+    arch, like = model.arch, model.like
+    names = [f"blocks.{i}.att.time_state" for i in range(arch.n_layer)]
+    zeros = {name: like.new_zeros(arch.n_head, arch.head_size, arch.head_size) for name in names}
+    return model._replace(params={**model.params, **zeros}) if names[0] not in model.params else model
+
+
+class State(NamedTuple):
+    """The recurrent state of S rows."""
+
+    att_shift: Tensor  # (L,S,C)
+    wkv: Tensor  # (L,S,H,K_h,K_h) fp32 or fp16, as [key, value]
+    ffn_shift: Tensor  # (L,S,C)
+
+    def rows(self, rows: slice) -> "State":
+        """Return views of the chosen rows."""
+        return State(*(part[:, rows] for part in self))
+
+    def copy_row_(self, row: int, source: "State", source_row: int) -> None:
+        """Copy one row of another state into a row of this one, in place."""
+        for part, source_part in zip(self, source):
+            part[:, row] = source_part[:, source_row]
+
+
+def new_state(model: Model, num_rows: int) -> State:
+    """Return the zero state of `num_rows` rows, on the model's device; the shifts take its dtype."""
+    arch, like = model.arch, model.like
+    shift = like.new_zeros(arch.n_layer, num_rows, arch.n_embd)
+    heads = (arch.n_layer, num_rows, arch.n_head, arch.head_size, arch.head_size)
+    return State(shift, torch.zeros(heads, dtype=model.state_dtype, device=like.device), shift.clone())
+
+
+class Factors(NamedTuple):
+    """All members' factors of one step: drawn once, read at every token."""
+
+    first: int  # the direction at place 0
+    a: dict[str, Tensor]  # name -> (D,*batch,p,r)
+    b: dict[str, Tensor]  # name -> (D,*batch,q,r)
+    scale: dict[str, float]
+
+
+def draw_factors(noise: StepNoise, model: Model, directions: range) -> Factors:
+    """Draw A and B of every target for a range of directions, in the model's dtype and on its device."""
+    index, dtype = torch.arange(directions.start, directions.stop, device=model.like.device), model.like.dtype
+    factors = Factors(directions.start, {}, {}, {})
+    for name in noise.targets:  # one by one, so that no more than one is held twice
+        a, b = noise.factors(name, index)
+        factors.a[name], factors.b[name] = a.to(dtype), b.to(dtype)
+        factors.scale[name] = noise.scale(name)
+    return factors
+
+
+class Weights(NamedTuple):
+    """The weights as S rows see them: the shared tensors, and each row's own perturbation of the targets."""
+
+    params: Params
+    factors: Factors | None = None
+    direction: Tensor | None = None  # (S,) int64: a row's place among the factors' directions
+    sign: Tensor | None = None  # (S,): +1, -1, or 0 for a row under no perturbation
+    scales: Mapping[str, Tensor] = {}  # of the matrices held as int8
+
+    def rows(self, rows: slice | Tensor) -> "Weights":
+        """Return the weights as the chosen rows see them."""
+        if self.direction is None or self.sign is None:
+            return self
+        return self._replace(direction=self.direction[rows], sign=self.sign[rows])
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
+        return self.perturbed(product(x, self.params[name], self.scales.get(name)), x, name)
+
+    def perturbed(self, y: Tensor, x: Tensor, name: str) -> Tensor:
+        """Add each row's perturbation of a Linear's weight (o,i), where it is a target: y = x @ W.T (S,o) -> (S,o)."""
+        return y + self._low_rank(x, name, transpose=False) if self._is_target(name) else y
+
+    def project(self, x: Tensor, name: str) -> Tensor:
+        """Apply a low-rank parameter (i,o), used as x @ w: x (S,i) -> (S,o)."""
+        y = x @ self.params[name]
+        return y + self._low_rank(x, name, transpose=True) if self._is_target(name) else y
+
+    def vector(self, name: str) -> Tensor:
+        """Return a vector parameter: (C,) shared by all rows, or (S,C) where it is a target."""
+        shared = self.params[name].flatten()
+        if self.factors is None or not self._is_target(name):
+            return shared
+        noise = self.factors.a[name][self.direction].flatten(1)  # (S,C)
+        return shared + self._scale(name)[:, None] * noise
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Look up the embedding: tokens (S,) int64 -> (S,C)."""
+        name = "emb.weight"
+        if name in self.scales:
+            matrix = int8.Quantized(self.params[name], self.scales[name])
+            x = int8.embed(tokens, matrix, self.params["ln_out.weight"].dtype)
+        else:
+            x = self.params[name][tokens]
+        if self.factors is None or not self._is_target(name):
+            return x
+        a = self.factors.a[name][self.direction, tokens] * self._scale(name)[:, None]  # (S,r)
+        return x + torch.bmm(a.unsqueeze(1), self.factors.b[name][self.direction].mT).squeeze(1)
+
+    def initial_wkv(self, layer: int) -> Tensor | None:
+        """Return the tuned initial state of a layer, (H,K_h,K_h) or (S,H,K_h,K_h) fp32 as [value, key]; None: zero."""
+        name = f"blocks.{layer}.att.time_state"
+        if name not in self.params:
+            return None
+        shared = self.params[name].float()
+        if self.factors is None or not self._is_target(name):
+            return shared
+        a, b = (f[name][self.direction].float() for f in (self.factors.a, self.factors.b))  # (S,H,K_h,r)
+        return shared + self._scale(name).float()[:, None, None, None] * (a @ b.mT)
+
+    def _is_target(self, name: str) -> bool:
+        return self.factors is not None and name in self.factors.scale
+
+    def _scale(self, name: str) -> Tensor:
+        assert self.factors is not None and self.sign is not None
+        return self.sign * self.factors.scale[name]
+
+    def _low_rank(self, x: Tensor, name: str, transpose: bool) -> Tensor:
+        assert self.factors is not None and self.direction is not None
+        a, b = self.factors.a[name], self.factors.b[name]
+        if transpose:
+            a, b = b, a
+        return low_rank(x, a, b, self.direction, self._scale(name))
+
+
+def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Return `x @ W.T`: x (S,i), weight (o,i) -> (S,o); a weight held as int8 comes with its scale (o,)."""
+    return functional.linear(x, weight) if scale is None else int8.linear(x, int8.Quantized(weight, scale))
+
+
+def unperturbed(model: Model) -> Weights:
+    """Return the weights as they are."""
+    return Weights(model.params, scales=model.scales)
+
+
+def perturb(model: Model, factors: Factors, members: Tensor) -> Weights:
+    """Return the weights as rows of `members` (S,) int64 see them."""
+    signs = sign(members).to(model.like.dtype)
+    return Weights(model.params, factors, members // 2 - factors.first, signs, model.scales)
+
+
+def reset_rows_(state: State, weights: Weights, rows: Tensor) -> None:
+    """Set `rows` (R,) of the state, in place, to the start of a text; `weights` are as those rows see them."""
+    for part in state:
+        part[:, rows] = 0
+    for layer in range(len(state.wkv)):
+        initial = weights.initial_wkv(layer)
+        if initial is not None:
+            state.wkv[layer, rows] = initial.mT.to(state.wkv.dtype)
+
+
+def forward(weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
+    """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state (S rows) is updated in place.
+
+    Where the state has one row only, it reads all the tokens, one after the other: (T,) -> (T,C).
+    """
+    x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
+    v_first = x  # layer 0 sets it
+    for i in range(arch.n_layer):
+        layer = State(state.att_shift[i], state.wkv[i], state.ffn_shift[i])
+        x_att = layer_norm(weights, x, f"blocks.{i}.ln1")
+        y, v_first = time_mix(weights, arch, i, x_att, (layer, v_first))
+        x = x + y
+        x = x + channel_mix(weights, i, layer_norm(weights, x, f"blocks.{i}.ln2"), layer.ffn_shift)
+    return layer_norm(weights, x, "ln_out")
+
+
+def logits(weights: Weights, x: Tensor) -> Tensor:
+    """Apply the LM head: x (S,C) -> (S,V) fp32."""
+    return weights.linear(x, "head.weight").float()
+
+
+def layer_norm(weights: Weights, x: Tensor, name: str, eps: float = 1e-5) -> Tensor:
+    """Normalise over the last dimension, then weight and bias: x (S,...,C) -> (S,...,C)."""
+    weight, bias = weights.vector(f"{name}.weight"), weights.vector(f"{name}.bias")
+    if weight.dim() == 1 and bias.dim() == 1:
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return functional.layer_norm(x, x.shape[-1:], eps=eps) * weight + bias
+
+
+def time_mix(weights: Weights, arch: Arch, i: int, x: Tensor, carried: tuple[State, Tensor]) -> tuple[Tensor, Tensor]:
+    """RWKV-7 time mixing of one token (`RWKV_x070_TMix_one` of the rwkv package): x (S,C) -> (S,C), v_first (S,C).
+
+    carried: this layer's state (updated in place) and layer 0's value.
+    """
+    state, v_first = carried
+    att = f"blocks.{i}.att."
+    shift = _renewed_(state.att_shift, x) - x
+    xr, xw, xk, xv, xa, xg = (x + shift * weights.vector(f"{att}x_{c}") for c in "rwkvag")
+
+    r = weights.linear(xr, att + "receptance.weight")
+    k = weights.linear(xk, att + "key.weight")
+    v = weights.linear(xv, att + "value.weight")
+    w = _pair(weights, xw, att + "w", torch.tanh) + weights.vector(att + "w0")
+    w = torch.exp(_LOG_DECAY * torch.sigmoid(w.float()))
+    a = torch.sigmoid(_pair(weights, xa, att + "a") + weights.vector(att + "a0"))
+    g = _pair(weights, xg, att + "g", torch.sigmoid)
+    if i == 0:
+        v_first = v
+    else:
+        v = v + (v_first - v) * torch.sigmoid(_pair(weights, xv, att + "v") + weights.vector(att + "v0"))
+
+    heads = (len(x), arch.n_head, arch.head_size)
+    kk = functional.normalize((k * weights.vector(att + "k_k")).view(heads), dim=-1)
+    k = k * (1 + (a - 1) * weights.vector(att + "k_a"))
+    r, w, k, v_heads, a = (t.view(heads) for t in (r, w, k, v, a))
+    y = wkv_(state.wkv, r, w, k, v_heads, kk=kk, a=a)
+    y = _group_norm(weights, y, att + "ln_x")
+    bonus = (r * k * weights.vector(att + "r_k").view(-1, *heads[1:])).sum(-1, keepdim=True) * v_heads
+    return weights.linear((y + bonus.flatten(1)) * g, att + "output.weight"), v_first
+
+
+def channel_mix(weights: Weights, i: int, x: Tensor, shifted: Tensor) -> Tensor:
+    """RWKV-7 channel mixing of one token: x (S,C) -> (S,C). `shifted` (S,C) is updated in place."""
+    ffn = f"blocks.{i}.ffn."
+    mixed = x + (_renewed_(shifted, x) - x) * weights.vector(ffn + "x_k")
+    return weights.linear(torch.relu(weights.linear(mixed, ffn + "key.weight")).square(), ffn + "value.weight")
+
+
+def _renewed_(shifted: Tensor, x: Tensor) -> Tensor:
+    """Return `shifted` (S,C), what x (S,C) follows; in place it becomes x. Of one row (1,C), x are all its tokens."""
+    before = torch.cat((shifted, x[:-1])) if len(shifted) < len(x) else shifted.clone()
+    shifted.copy_(x[-len(shifted) :])
+    return before
+
+
+def _pair(weights: Weights, x: Tensor, name: str, activation=lambda x: x) -> Tensor:  # type: ignore[no-untyped-def]
+    """Apply a low-rank pair: activation(x @ w1) @ w2, x (S,C) -> (S,C)."""
+    return weights.project(activation(weights.project(x, name + "1")), name + "2")
+
+
+def _group_norm(weights: Weights, y: Tensor, name: str) -> Tensor:
+    """Normalise each head, then ln_x's weight and bias: y (S,H,K_h) -> (S,C)."""
+    normal = functional.layer_norm(y, y.shape[-1:], eps=64e-5).flatten(1)
+    return normal * weights.vector(name + ".weight") + weights.vector(name + ".bias")
+
+
+def rows_differ(model: Model, num_rows: int) -> list[str]:
+    """Return the matrices whose product gives a row other bits among `num_rows` rows than among 8, or in two halves.
+
+    Nothing is wrong with such a BLAS; but completions then depend on the number of slots or threads in their last bits.
+    """
+    by_shape = {tuple(w.shape): name for name, w in model.params.items() if w.dim() == 2 and "r_k" not in name}
+    return [name for name in by_shape.values() if not _rows_are_equal(model, name, num_rows)]
+
+
+def _rows_are_equal(model: Model, name: str, num_rows: int) -> bool:
+    """Compare the first, middle and last 8 rows of a product (num_rows,i) @ (i,o) with products of 8 rows."""
+    weight, scale = model.params[name][:4096], model.scales.get(name)  # a sample of a large head's outputs
+    scale = scale if scale is None else scale[:4096]
+    x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(model.like.dtype)
+    x = x.reshape(num_rows, -1)
+    whole = product(x, weight, scale)
+    starts = {0, num_rows // 2 // ROW_MULTIPLE * ROW_MULTIPLE, num_rows - ROW_MULTIPLE}
+    blocks = [slice(start, start + ROW_MULTIPLE) for start in starts]
+    is_equal = all(torch.equal(product(x[block], weight, scale), whole[block]) for block in blocks)
+    if name != "head.weight" or scale is not None:
+        return is_equal
+    middle = len(weight) // 2 // ROW_MULTIPLE * ROW_MULTIPLE  # threads share out the head's words
+    halves = [torch.mm(x, part.t()) for part in (weight[:middle], weight[middle:])]
+    return is_equal and torch.equal(torch.cat(halves, 1), whole)

@@ -1,0 +1,1 @@
+"""Perturbations: pure functions of counters that know no model and no file."""

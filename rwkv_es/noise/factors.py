@@ -1,0 +1,207 @@
+"""The only source of randomness: values that are pure functions of counters (Philox4x32-10).
+
+Perturbation of tensor W for member n = 2j or 2j+1 (EGGROLL, arXiv 2511.16652, eq. 5):
+`W + s_n * sigma/sqrt(r) * A_j @ B_j.T`, s_n = +1 for even n and -1 for odd n.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.errors import ConfigError
+
+try:
+    from rwkv_es.noise.kernels import fill_from_table
+except ImportError:  # numba is missing or does not fit the installed numpy
+    fill_from_table = None  # type: ignore[assignment]
+
+_MASK = 0xFFFFFFFF
+_BYTES_PER_BLOCK = 16
+WHOLE = slice(None)
+
+_MATRICES = ("receptance.weight", "key.weight", "value.weight", "output.weight")
+_LOW_RANK = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
+GROUPS: dict[str, tuple[str, ...]] = {
+    "matrices": (
+        *(f"blocks.*.att.{name}" for name in (*_MATRICES, *_LOW_RANK)),
+        "blocks.*.ffn.key.weight",
+        "blocks.*.ffn.value.weight",
+    ),
+    "vectors": (
+        *("blocks.*.ln?.*", "ln_out.*", "blocks.*.att.x_?", "blocks.*.att.?0", "blocks.*.att.k_?", "blocks.*.att.r_k"),
+        *("blocks.*.att.ln_x.*", "blocks.*.ffn.x_k"),
+    ),
+    "state": ("blocks.*.att.time_state",),
+}
+UNUSED = ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")  # present in official files, read by nothing
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Return 128 random bits for every counter: (..., 4) int64 words below 2**32 -> (..., 4) int64 words.
+
+    Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap around above 2**63; shift and mask still give the right 32-bit halves.
+        first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((second >> 32) & _MASK) ^ c1 ^ k0,
+            second & _MASK,
+            ((first >> 32) & _MASK) ^ c3 ^ k1,
+            first & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def hash_key(*words: object) -> tuple[int, int]:
+    """Hash words (a purpose, a seed, a name) into a Philox key, so that neighbouring seeds share nothing."""
+    digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+@lru_cache(maxsize=4)
+def normal_table(device: torch.device | str = "cpu") -> Tensor:
+    """Return (256,) fp32 standard-normal quantiles of unit variance, each exactly representable in bf16."""
+    quantiles = torch.tensor([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=torch.float64)
+    table = quantiles / quantiles.square().mean().sqrt() * 0.9995  # 0.9995: the variance after rounding is 1.0001
+    return table.to(torch.bfloat16).float().to(device)
+
+
+def uniform(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Return one number in [0, 1) per counter: (..., 4) int64 -> (...) float64, multiples of 2**-32."""
+    return philox(counter, key)[..., 0].double() / 2**32
+
+
+class Target(NamedTuple):
+    """How one tensor is perturbed. A is (D, *batch, p, r), B is (D, *batch, q, r); A @ B.T has numel() entries."""
+
+    batch: tuple[int, ...]  # () or, for the initial state, (H,)
+    p: int
+    q: int
+    rank: int  # 1 and q = 1 for vectors: full noise
+    is_full: bool
+    multiplier: float  # of sigma and of the learning rate
+
+    @property
+    def num_values(self) -> int:
+        """Count the random values per direction (full noise needs no B)."""
+        return math.prod(self.batch) * (self.p if self.is_full else (self.p + self.q) * self.rank)
+
+
+def select(shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, float], rank: int) -> dict[str, Target]:
+    """Return the perturbed tensors in file order; a later pattern overrides the multiplier of an earlier one.
+
+    Raises:
+        ConfigError: a pattern that matches no tensor.
+    """
+    multipliers: dict[str, float] = {}
+    for name_or_pattern, multiplier in targets.items():
+        patterns = GROUPS.get(name_or_pattern, (name_or_pattern,))
+        matched = [n for n in shapes if n not in UNUSED and any(fnmatchcase(n, p) for p in patterns)]
+        if not matched:
+            close = difflib.get_close_matches(name_or_pattern, [*GROUPS, *shapes], n=1, cutoff=0.3)
+            raise ConfigError(f"target {name_or_pattern!r} matches no tensor of the model; nearest: {close or 'none'}")
+        multipliers.update(dict.fromkeys(matched, multiplier))
+    return {n: _target(n, shape, rank, multipliers[n]) for n, shape in shapes.items() if n in multipliers}
+
+
+def _target(name: str, shape: tuple[int, ...], rank: int, multiplier: float) -> Target:
+    if name.endswith("time_state"):
+        return Target(shape[:1], shape[1], shape[2], rank, False, multiplier)
+    if len(shape) == 2 and not name.endswith("r_k"):
+        return Target((), shape[0], shape[1], rank, False, multiplier)
+    return Target((), math.prod(shape), 1, 1, True, multiplier)
+
+
+class StepNoise(NamedTuple):
+    """The noise of one step; the same for every rank, device and dtype."""
+
+    seed: int
+    sigma: float
+    targets: dict[str, Target]
+    step: int
+
+    def factors(self, name: str, directions: Tensor, rows: slice = WHOLE) -> tuple[Tensor, Tensor]:
+        """Return A (D, *batch, p, r) and B (D, *batch, q, r), fp32, for `directions` (D,) int64 on any device.
+
+        Entries are independent, zero-mean and of unit variance, except that B is 1 for full noise. `rows`: only those
+        of a matrix's A.
+        """
+        target, num_directions = self.targets[name], len(directions)
+        lead = math.prod(target.batch) * target.p * target.rank
+        if rows == WHOLE:
+            values = self._values(name, directions, 0, target.num_values)
+            a, b = values[:, :lead], values[:, lead:]
+        else:
+            a = self._values(name, directions, rows.start * target.rank, rows.stop * target.rank)
+            b = self._values(name, directions, lead, target.num_values)
+        a = a.reshape(num_directions, *target.batch, -1, target.rank)
+        if target.is_full:
+            return a, a.new_ones(num_directions, 1, 1)
+        return a, b.reshape(num_directions, *target.batch, target.q, target.rank)
+
+    def scale(self, name: str) -> float:
+        """Return the factor of A @ B.T in the perturbed weights: sigma * multiplier / sqrt(r)."""
+        target = self.targets[name]
+        return self.sigma * target.multiplier / math.sqrt(target.rank)
+
+    def _values(self, name: str, directions: Tensor, start: int, stop: int) -> Tensor:
+        """Return table values start..stop-1 of each direction, (D, stop - start).
+
+        Value v is byte v % 16 (lowest first) of the block v // 16.
+        """
+        counter = (self.step, *hash_key("perturbation", self.seed, name))
+        first_block, skipped = divmod(start, _BYTES_PER_BLOCK)
+        count = stop - start + skipped
+        if fill_from_table is not None and directions.device.type == "cpu":
+            values = torch.empty(len(directions), count)
+            numbers, table = np.array(counter, np.uint64), normal_table().numpy()
+            fill_from_table(values.numpy(), first_block, directions.numpy(), numbers, table)
+        else:
+            values = table_values(directions, counter, first_block, count)
+        return values[:, skipped:]
+
+
+def table_values(directions: Tensor, counter: tuple[int, int, int], first_block: int, count: int) -> Tensor:
+    """Return (D, count) table values for directions (D,), on their device: plain torch operations.
+
+    counter: step and key. The first value is the first byte of the block `first_block`.
+    """
+    step, *key = counter
+    num_blocks = -(-count // _BYTES_PER_BLOCK)
+    blocks = directions.new_zeros(len(directions), num_blocks, 4)
+    blocks[..., 0] = torch.arange(first_block, first_block + num_blocks, device=directions.device)
+    blocks[..., 1] = directions[:, None]
+    blocks[..., 2] = step
+    words = philox(blocks, (key[0], key[1]))  # (D, blocks, 4)
+    shifts = torch.arange(0, 32, 8, device=directions.device)
+    table_index = (words[..., None] >> shifts) & 255  # (D, blocks, 4, 4)
+    return normal_table(directions.device)[table_index.reshape(len(directions), -1)[:, :count]]
+
+
+class Noise(NamedTuple):
+    """The perturbations of a run."""
+
+    seed: int
+    targets: dict[str, Target]
+
+    def at(self, step: int, sigma: float) -> StepNoise:
+        """Return the noise of one step."""
+        return StepNoise(self.seed, sigma, self.targets, step)
+
+
+def sign(members: Tensor) -> Tensor:
+    """Return s_n, +1 for even and -1 for odd members: (N,) int64 -> (N,) fp32."""
+    return (1 - 2 * (members % 2)).float()

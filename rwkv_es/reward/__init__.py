@@ -1,0 +1,1 @@
+"""Scoring answers in worker processes."""

@@ -1,0 +1,156 @@
+"""Snapshots of the weights in a run folder: whole or not there, checked when read, pruned by count.
+
+snapshots/step-000010  model.pth, optimizer.pt, meta.json with their sha256: the weights after 10 steps
+snapshots/best.json    which snapshot answered held-out problems best, and its score
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rwkv_es import __version__, files
+from rwkv_es.errors import CheckpointError
+from rwkv_es.model import checkpoint
+
+_FILES = ("model.pth", "optimizer.pt")
+
+
+class Snapshot(NamedTuple):
+    """The weights after `step` steps, and what the optimiser remembered."""
+
+    step: int
+    params: checkpoint.Params
+    optimizer: dict[str, Any]
+
+
+class Best(NamedTuple):
+    """The weights that answered held-out problems best."""
+
+    step: int
+    score: float
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float | None = None) -> None:
+    """Save a snapshot whole or not at all; then prune to `keep` besides the best.
+
+    `best_score` is given where these are the best weights so far.
+
+    Raises:
+        ConfigError, CheckpointError: the files cannot be written.
+    """
+    target = _folder_of(folder, snapshot.step)
+    partial = target.with_name(f".partial-{snapshot.step}")
+    with files.writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        checkpoint.save(partial / "model.pth", snapshot.params)
+        _save_optimizer(partial / "optimizer.pt", snapshot.optimizer)
+        sha256 = {name: checkpoint.sha256(partial / name) for name in _FILES}
+        meta = {"step": snapshot.step, "rwkv_es": __version__, "sha256": sha256}
+        files.replace(partial / "meta.json", files.line({**meta, "seal": _seal(meta)}))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        files.sync(target.parent)
+        if best_score is not None:
+            note_best(folder, Best(snapshot.step, best_score))
+        _prune(folder, keep)
+
+
+def snapshot_steps(folder: Path) -> list[int]:
+    """Return the steps of a run folder's snapshots, oldest first."""
+    numbers = [path.name.removeprefix("step-") for path in folder.glob("snapshots/step-*")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def latest_snapshot(folder: Path, most: float = math.inf) -> Snapshot | None:
+    """Read the newest snapshot, of at most `most` steps, that is whole; damaged ones are passed over with a warning."""
+    for step in reversed(snapshot_steps(folder)):
+        if step <= most:
+            try:
+                return read_snapshot(folder, step)
+            except CheckpointError as error:
+                print(f"rwkv-es: a damaged snapshot is passed over: {error}", file=sys.stderr)
+    return None
+
+
+def read_snapshot(folder: Path, step: int) -> Snapshot:
+    """Read the snapshot of the weights after `step` steps.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    path = _folder_of(folder, step)
+    _check_files(path)
+    params, _ = checkpoint.load(path / "model.pth", may_be_int8=True)
+    try:
+        return Snapshot(step, params, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
+    except Exception as error:  # noqa: BLE001 - torch.load has no common error for damaged files
+        raise CheckpointError(f"{path / 'optimizer.pt'} cannot be read ({type(error).__name__})") from None
+
+
+def best(folder: Path) -> Best | None:
+    """Return which snapshot best.json names, if it is there."""
+    try:
+        named = json.loads((folder / "snapshots" / "best.json").read_bytes())
+        found = Best(int(named["step"]), float(named["score"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.step in snapshot_steps(folder) else None
+
+
+def note_best(folder: Path, found: Best) -> None:
+    """Write down which snapshot is the best so far."""
+    files.replace(folder / "snapshots" / "best.json", files.line({"step": found.step, "score": found.score}))
+
+
+def drop_snapshots(folder: Path, most: int) -> None:
+    """Remove what was left half done, and snapshots of more than `most` steps."""
+    for partial in folder.glob("snapshots/.partial-*"):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    for step in snapshot_steps(folder):
+        if step > most:
+            shutil.rmtree(_folder_of(folder, step))
+
+
+def _prune(folder: Path, keep: int) -> None:
+    known = best(folder)
+    others = [step for step in snapshot_steps(folder) if known is None or step != known.step]
+    for step in others[:-keep]:
+        shutil.rmtree(_folder_of(folder, step))
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder / "snapshots" / f"step-{step:06d}"
+
+
+def _check_files(path: Path) -> None:
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        changed = [name for name in _FILES if checkpoint.sha256(path / name) != meta["sha256"][name]]
+        changed += ["meta.json"] if meta.pop("seal") != _seal(meta) else []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError) as error:
+        raise CheckpointError(f"{path} is incomplete or damaged ({type(error).__name__})") from None
+    if changed:
+        raise CheckpointError(f"{path / changed[0]} is not what was written: its sha256 is another")
+
+
+def _seal(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(files.line(meta).encode()).hexdigest()[:16]
+
+
+def _save_optimizer(path: Path, state: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(str(error).splitlines()[0]) from None
+        file.flush()
+        os.fsync(file.fileno())

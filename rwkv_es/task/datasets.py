@@ -1,0 +1,157 @@
+"""Rows of data sets: JSONL and parquet files, sets of the Hugging Face hub; and what may never be trained on."""
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rwkv_es.errors import TaskError
+from rwkv_es.task.task import Problem, tasks_folder
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+QUESTION_FIELDS = ("prompt", "question", "problem")
+HELD_OUT_YEARS = (2024, 2025)  # of AIME: kept for evaluation alone
+MAX_LABEL_CHARS = 80
+_YEARS = "|".join(map(str, HELD_OUT_YEARS))
+_HELD_OUT_LABEL = re.compile(rf"aime\D{{0,12}}(?:{_YEARS})|(?:{_YEARS})\D{{0,3}}aime", re.IGNORECASE)
+
+Row = Mapping[str, Any]
+
+
+def read_problems(data: str, split: str, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> list[Problem]:
+    """Read a file (for every split), or {split}.jsonl, .jsonl.gz or .parquet in a folder.
+
+    `make` turns a row, which has all `fields` in their types, into a problem; its ValueError names the line.
+
+    Raises:
+        TaskError: unreadable, no problems, a bad line, or a problem that must not be trained on.
+    """
+    return [_to_problem(where, row, fields, make) for where, row in read_rows(data, split)]
+
+
+def read_rows(data: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Yield where each row stands, for messages, and the row; of the train split with a look at what it may hold.
+
+    Raises:
+        TaskError: unreadable, no rows, not an object, or a problem that must not be trained on.
+    """
+    file = _data_file(data, split)
+    for where, row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
+        if split == "train":
+            refuse_held_out(where, row)
+        yield where, row
+
+
+def fetch_rows(name: str, config: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a set of the Hugging Face hub, named as in `read_rows`.
+
+    Raises:
+        TaskError: `datasets` is not installed, or it cannot fetch the set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise TaskError(
+            f"{name} needs its data: pass --data with a folder of train.jsonl and test.jsonl, "
+            "or install the extra that fetches it: pip install rwkv-es[tasks]"
+        ) from None
+    try:
+        rows = datasets.load_dataset(name, *([config] if config else []), split=split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise TaskError(f"{name} cannot be fetched ({reason}); pass --data with a local copy instead") from None
+    for index, row in enumerate(rows, 1):
+        where = f"{name}, {split} row {index}"
+        if split == "train":
+            refuse_held_out(where, row)
+        yield where, row
+
+
+def refuse_held_out(where: str, row: Row) -> None:
+    """Refuse to train on a problem of AIME 2024 or 2025, known by its text or by what the row says of itself.
+
+    Raises:
+        TaskError: it is one.
+    """
+    for name in QUESTION_FIELDS:
+        if isinstance(question := row.get(name), str) and question_hash(question) in aime_keys():
+            key = aime_keys()[question_hash(question)]
+            raise TaskError(f"{where} is {key['id']}, which is held out for evaluation; leave it out of training data")
+    labels = [v for v in row.values() if isinstance(v, str) and len(v) <= MAX_LABEL_CHARS]
+    if any(_HELD_OUT_LABEL.search(label) for label in labels):
+        years = " and ".join(map(str, HELD_OUT_YEARS))
+        raise TaskError(f"{where} says that it is of AIME {years}, held out for evaluation; leave it out")
+
+
+@lru_cache(maxsize=1)
+def aime_keys() -> Mapping[str, Row]:
+    """Return the answer keys of AIME 2024 and 2025: hash of the question -> id and answer. No texts."""
+    lines = (tasks_folder() / "aime" / "keys.jsonl").read_text("utf-8").split("\n")
+    return {row["question_sha256_nows"]: row for row in map(json.loads, filter(None, lines))}
+
+
+def question_hash(question: str) -> str:
+    """Return the sha256 of a question without its white space."""
+    return hashlib.sha256("".join(question.split()).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _data_file(data: str, split: str) -> Path:
+    path = Path(data).expanduser()
+    if path.is_file():
+        return path
+    for suffix in SUFFIXES:
+        if (path / f"{split}{suffix}").is_file():
+            return path / f"{split}{suffix}"
+    names = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+    wanted = f"has none of {names}" if path.is_dir() else "does not exist"
+    raise TaskError(f"the data path {data} {wanted}; give a JSONL file or a folder with one for each split")
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    open_file: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
+    try:
+        with open_file(file, "rb") as lines:  # of bytes: they end at b"\n" alone, never at U+2028
+            numbered = [(f"{file}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    except (OSError, EOFError, zlib.error) as error:
+        raise TaskError(f"the data file {file} cannot be read: {error}") from None
+    if not numbered:
+        raise TaskError(f"the data file {file} holds no problems; it needs one JSON object a line")
+    for where, line in numbered:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{where} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise TaskError(f"{where} must be a JSON object; got {type(row).__name__}")
+        yield where, row
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise TaskError(f"{file} needs an extra to be read: pip install rwkv-es[tasks]") from None
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise TaskError(f"the data file {file} cannot be read: {error}") from None
+    if not rows:
+        raise TaskError(f"the data file {file} holds no problems")
+    yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows, 1))
+
+
+def _to_problem(where: str, row: Row, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> Problem:
+    for name, kind in fields.items():
+        if name not in row:
+            raise TaskError(f"{where} has no field {name!r}; it needs {', '.join(fields)}")
+        if not isinstance(row[name], kind):
+            raise TaskError(f"{where}: field {name!r} must be {kind.__name__}; got {type(row[name]).__name__}")
+    try:
+        return make(row)
+    except ValueError as error:
+        raise TaskError(f"{where}: {error}") from None

@@ -1,0 +1,161 @@
+"""Several tasks as one, with weights; and which problem comes when in training."""
+
+import math
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rwkv_es.errors import TaskError
+from rwkv_es.task.task import PART, Generated, Problem, Task, load_task
+
+LONGEST_CYCLE = 1000  # problems in which every part comes exactly as often as its weight says
+
+
+class Named(NamedTuple):
+    """One part of a mixture, as it is named in the options."""
+
+    spec: str
+    weight: float
+
+
+class Mixed(Sequence[Problem]):
+    """The problems of all parts, each once; in any stretch about as many of each as the weights say."""
+
+    def __init__(self, parts: Sequence[Sequence[Problem]], weights: Sequence[float]) -> None:
+        self.parts, self.weights = parts, tuple(whole_weights(weights))
+        places = [(part, k) for part, problems in enumerate(parts) for k in range(len(problems))]
+        self._places = sorted(places, key=lambda place: ((place[1] + 0.5) / weights[place[0]], place[0]))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self._places[index]
+        return [self._at(*place) for place in chosen] if isinstance(chosen, list) else self._at(*chosen)
+
+    def draw(self, seed: int, position: int) -> Problem:
+        """Return the problem at a position of training: a cycle of shuffled parts, each part in shuffled passes."""
+        cycle, place = divmod(position, sum(self.weights))
+        order = _shuffled(f"mixture {seed} {cycle}", self.weights)
+        part = order[place]
+        turn = cycle * self.weights[part] + order[:place].count(part)
+        return self._at(part, _place_in_passes(seed, turn, len(self.parts[part])))
+
+    def _at(self, part: int, k: int) -> Problem:
+        problem = self.parts[part][k]
+        return Problem(problem.prompt, problem.answer, {**problem.meta, PART: part})
+
+
+def draw(problems: Sequence[Problem], seed: int, position: int) -> Problem:
+    """Return the problem at a position of training, a pure function of (seed, position): shuffled passes over all."""
+    if isinstance(problems, Mixed):
+        return problems.draw(seed, position)
+    return problems[_place_in_passes(seed, position, len(problems))]
+
+
+def load_tasks(spec: str, data: str = "") -> Task:
+    """Load a task, or a mixture: `svamp=1,gsm8k=2,countdown=1`, with `svamp=FOLDER,gsm8k=FOLDER` as data.
+
+    Raises:
+        TaskError: a part cannot be loaded, or the mixture is not written like that.
+    """
+    named = parse(spec)
+    if named is None:
+        return load_task(spec, data)
+    sources = _sources(data, [part.spec for part in named]) if data else {}
+    parts = tuple(load_task(part.spec, sources.get(part.spec, "")) for part in named)
+    weights = [part.weight for part in named]
+
+    def problems(split: str) -> Sequence[Problem]:
+        return Mixed([part.problems(split) for part in parts], weights)
+
+    def reward(problem: Problem, text: str) -> float | None:
+        return parts[problem.meta.get(PART, 0)].reward(problem, text)
+
+    return Task(
+        spec,
+        lru_cache(problems),
+        reward,
+        version=",".join(part.version for part in parts),
+        stop=(),
+        max_new=max(part.max_new for part in parts),
+        template=parts[0].template,
+        timeout_s=min(part.timeout_s for part in parts),
+        parts=parts,
+    )
+
+
+def parse(spec: str) -> list[Named] | None:
+    """Read `task=weight,task=weight` (a weight left out is 1); None where the spec names one task alone.
+
+    Raises:
+        TaskError: a weight is no number above 0, or a task is named twice.
+    """
+    if Path(spec).exists() or not ("," in spec or "=" in spec):
+        return None
+    named = [_named(part) for part in spec.split(",")]
+    names = [part.spec for part in named]
+    if "" in names or len(set(names)) < len(names):
+        raise TaskError(f"a mixture is written task=weight,task=weight with each task once; got {spec!r}")
+    return named
+
+
+def overlap(train: Sequence[Problem], test: Sequence[Problem]) -> int:
+    """Count the test problems that are also asked in training; generated sets keep their splits apart themselves."""
+    if isinstance(train, Mixed) and isinstance(test, Mixed):
+        return sum(overlap(*pair) for pair in zip(train.parts, test.parts, strict=True))
+    if isinstance(train, Generated):
+        return 0
+    asked = {problem.prompt for problem in train}
+    return sum(problem.prompt in asked for problem in test)
+
+
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """Return small whole numbers in the proportion of the weights; those that are not whole count in per cent."""
+    total = sum(weights)
+    is_whole = all(float(weight).is_integer() for weight in weights) and total <= LONGEST_CYCLE
+    whole = [int(weight) if is_whole else max(1, round(100 * weight / total)) for weight in weights]
+    return [number // math.gcd(*whole) for number in whole]
+
+
+def _named(part: str) -> Named:
+    name, equals, weight = part.strip().rpartition("=")
+    try:
+        found = Named(name.strip(), float(weight)) if equals else Named(weight, 1.0)
+    except ValueError:
+        found = Named(name, 0.0)
+    if not 0 < found.weight < math.inf:
+        raise TaskError(f"the weight of a task must be a number above 0, as in gsm8k=2; got {part!r}")
+    return found
+
+
+def _sources(data: str, names: Sequence[str]) -> dict[str, str]:
+    halves = [part.partition("=") for part in data.split(",")]
+    sources = {name.strip(): path.strip() for name, _, path in halves}
+    for name in sources:
+        if name not in names:
+            raise TaskError(f"data of a mixture is written task=PATH,task=PATH, of {', '.join(names)}; got {name!r}")
+    return sources
+
+
+def _place_in_passes(seed: int, position: int, count: int) -> int:
+    epoch, place = divmod(position, count)
+    return _order(seed, epoch, count)[place]
+
+
+@lru_cache(maxsize=16)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"problem order {seed} {epoch}").shuffle(order)
+    return order
+
+
+@lru_cache(maxsize=16)
+def _shuffled(key: str, weights: tuple[int, ...]) -> list[int]:
+    ends = list(accumulate(weights))
+    order = [next(part for part, end in enumerate(ends) if k < end) for k in range(ends[-1])]
+    random.Random(key).shuffle(order)
+    return order

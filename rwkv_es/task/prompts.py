@@ -1,0 +1,82 @@
+"""The whole prompt of a problem: template, system text and solved examples before it; and where its answer ends."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from rwkv_es.errors import ConfigError
+from rwkv_es.task.task import SYSTEM, Problem, Task, opening, render, template_named
+
+_GAP = "\n\n"  # between an example and what follows
+
+
+class Prompting(NamedTuple):
+    """What the options say about prompts; every problem is asked in the way of its own task where they say nothing."""
+
+    template: str = "auto"
+    system: str = ""
+    shots: str = "0"  # how many solved problems of the train split come first, or a text file that does
+
+
+def template_of(task: Task, prompting: Prompting) -> str:
+    """Return the template that a task's problems are asked in."""
+    return task.template if prompting.template == "auto" else prompting.template
+
+
+def prompt_of(task: Task, problem: Problem, prompting: Prompting) -> str:
+    """Return what is sent for a problem of a task, or of a mixture.
+
+    Raises:
+        ConfigError: the template, the system text or the examples do not fit.
+    """
+    task = task.part_of(problem)
+    template = template_of(task, prompting)
+    system = problem.meta.get(SYSTEM, "") or prompting.system
+    return render(template, problem.prompt, system, _examples(task, problem, template, prompting.shots))
+
+
+def stops_of(task: Task, prompting: Prompting) -> tuple[str, ...]:
+    """Return the strings before which an answer of a task (no mixture) ends."""
+    return task.stop + template_named(template_of(task, prompting)).stop
+
+
+def opening_of(task: Task, prompting: Prompting) -> str:
+    """Return the start of the answers to a task's problems that the prompt already holds."""
+    return opening(template_of(task, prompting))
+
+
+def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
+    if not shots.isdigit():
+        return _text_of(shots)
+    count = int(shots)
+    if not count:
+        return ""
+    found = _first_problems(task, count + 1)
+    others = [example for example in found if example.prompt != problem.prompt]  # nobody is shown his own answer
+    if len(others) < count:
+        raise ConfigError(f"shots is {count}, but task {task.name} has only {len(others)} other training problems")
+    return "".join(_solved(template, example) for example in others[:count])
+
+
+def _solved(template: str, problem: Problem) -> str:
+    """Write a problem with its answer as a turn without thinking."""
+    if template == "raw":
+        return f"{problem.prompt}{problem.answer}{_GAP}"
+    if template == "flower":
+        return f"{render(template, problem.prompt).removesuffix(opening(template))}{problem.answer}✿\n"
+    return f"{render('chat', problem.prompt)} {problem.answer}{_GAP}"
+
+
+@lru_cache(maxsize=16)
+def _first_problems(task: Task, count: int) -> Sequence[Problem]:
+    return task.problems("train")[:count]
+
+
+@lru_cache(maxsize=1)
+def _text_of(file: str) -> str:
+    try:
+        text = Path(file).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"shots must be a number or a readable text file; got {file!r} ({error})") from None
+    return text.rstrip("\n") + _GAP

@@ -1,0 +1,136 @@
+"""`rwkv-es export`: a run's weights as a file that every RWKV program loads, laid out exactly like the base."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rwkv_es.config.options import PROVENANCE, Config, model_name
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.files import writing
+from rwkv_es.model import checkpoint
+from rwkv_es.model.int8 import moved
+from rwkv_es.model.layout import STATE
+from rwkv_es.run.ledger import best_weights, read_config
+from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
+
+_SUFFIXES = (".pth", ".safetensors")
+
+
+def export(config: Config) -> Path:
+    """Write the best or last weights of the run `config.run` to `config.out`. Returns the file.
+
+    Raises:
+        ConfigError: no run, no snapshot, or a file that must not be overwritten.
+        CheckpointError: the snapshot cannot be read or does not fit the base.
+    """
+    if not config.run:
+        raise ConfigError("export needs the folder of a run: rwkv-es export RUN")
+    run = Path(config.run)
+    options = read_config(run)
+    base = Path(options[PROVENANCE]["base"])
+    out = Path(config.out) if config.out else default_out(run, base)
+    if out.exists() and out.resolve() != default_out(run, base).resolve():
+        raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
+    sha256 = options[PROVENANCE]["base_sha256"]
+    snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
+    if snapshot.params["emb.weight"].dtype == torch.int8:
+        _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
+    for path in export_params(snapshot.params, base, out):
+        print(f"wrote {path} (weights after {snapshot.step} steps)")
+    return out
+
+
+def default_out(run: Path, base: Path) -> Path:
+    """Return where a run's weights go: under the base's own name (some servers read it) in the run's folder."""
+    return run / f"{model_name(base)}.pth"
+
+
+def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path]:
+    """Write weights with exactly the base file's keys, order, shapes and dtypes. Returns the files written.
+
+    An initial state that the base does not have goes to <out>-state.pth (fp32); a tokenizer JSON beside the base
+    comes along as <out>.tokenizer.json.
+
+    Raises:
+        ConfigError: `out` is the base, has another ending, or cannot be written.
+        CheckpointError: the weights do not fit the base.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(f"an exported file must end in {' or '.join(_SUFFIXES)}; got {str(out)!r}")
+    if out.resolve() == base.resolve():
+        raise ConfigError(f"{out} is the base checkpoint, which stays as it is; choose another --out")
+    weights, state = _as_base(params, base)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        written = _copy_tokenizer(base, out)
+        if state:
+            written.append(out.with_name(f"{out.stem}-state.pth"))
+            checkpoint.save(written[-1], state)
+        checkpoint.save(out, weights)
+    return [out, *written]
+
+
+def _refuse_another_base(base: Path, sha256: str, what: str) -> None:
+    if not base.exists() or checkpoint.sha256(base) != sha256:
+        raise CheckpointError(f"{what} the base {base} of sha256 {sha256}; it is not there, restore it")
+
+
+def _choose(run: Path, weights: str) -> Snapshot | None:
+    """Return the best or last snapshot; None where the best weights are those before training."""
+    known = best_weights(run)
+    if weights == "best" and known is not None and known.step == 0:
+        print(
+            f"rwkv-es: no snapshot answered held-out problems better than the model before training (reward "
+            f"{known.score:.3f}), so that is exported as it was; --weights last exports the last weights",
+            file=sys.stderr,
+        )
+        return None
+    if weights == "best" and known is not None:
+        return read_snapshot(run, known.step)
+    if weights == "best":
+        print("rwkv-es: no held-out evaluation in this run, so its last weights are exported", file=sys.stderr)
+    snapshot = latest_snapshot(run)
+    if snapshot is None:
+        raise ConfigError(f"{run} has no readable snapshot yet; train on, or lower --snapshot-every")
+    return snapshot
+
+
+def _before_training(base: Path, sha256: str, state: str) -> Snapshot:
+    _refuse_another_base(base, sha256, "the run's best weights are those of")
+    params, arch = checkpoint.load(base)
+    return Snapshot(0, {**params, **(checkpoint.load_state(state, arch) if state else {})}, {})
+
+
+def _as_base(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, checkpoint.Params]:
+    """Split params into weights laid out like the base file, and an initial state that it does not have."""
+    if not base.exists():
+        print(f"rwkv-es: {base} is gone, so its dtypes are unknown: they are exported as trained", file=sys.stderr)
+        layout = {name: tensor for name, tensor in params.items() if not STATE.fullmatch(name)}
+    else:
+        layout, _ = checkpoint.load(base)
+    state = {name: params[name].float() for name in params if name not in layout and STATE.fullmatch(name)}
+    if different := (set(params) - set(state)) ^ set(layout):
+        raise CheckpointError(f"the trained weights and {base} differ in the tensors {', '.join(sorted(different))}")
+    return {name: _fit(name, params[name], like) for name, like in layout.items()}, state
+
+
+def _fit(name: str, trained: Tensor, like: Tensor) -> Tensor:
+    """Return a trained tensor in the base's dtype, which is rounded to from fp32."""
+    if trained.shape != like.shape:
+        raise CheckpointError(f"{name} is {tuple(trained.shape)} in the run, but {tuple(like.shape)} in the base")
+    fitted = moved(trained, like) if trained.dtype == torch.int8 else trained.to("cpu", like.dtype)
+    if not fitted.isfinite().all():
+        raise CheckpointError(f"{name} is not finite in {like.dtype}; export an earlier snapshot, or train gentler")
+    return fitted
+
+
+def _copy_tokenizer(base: Path, out: Path) -> list[Path]:
+    target = out.with_name(f"{out.stem}.tokenizer.json")
+    for source in (base.with_name(f"{base.stem}.tokenizer.json"), base.with_name("tokenizer.json")):
+        if source.exists():
+            shutil.copyfile(source, target)
+            return [target]
+    return []

@@ -1,0 +1,493 @@
+"""The GPU kernels and their engine, value by value; on a machine without a GPU they run in Triton's interpreter."""
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from test_cpu import FUSED_KINDS, decode, noise_of
+from test_forward import KINDS, make_model, random_tokens, written_out
+from test_rollout import HOT, NEVER, V, requests_of
+from torch.nn import functional
+
+from rwkv_es.engine import gpu
+from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.errors import ConfigError
+from rwkv_es.model import forward as torch_engine
+from rwkv_es.model.forward import Weights, draw_factors, new_state, perturb, with_initial_state
+from rwkv_es.noise import factors
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+with pytest.MonkeyPatch.context() as environment:
+    if not HAS_GPU and __name__ != "__main__":
+        environment.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'rwkv-es[gpu]' (Linux only)")
+    from rwkv_es.engine import gpu_kernels as kernels
+
+S, C, F, H = 7, 192, 200, 3  # no powers of two
+RANKS = (1, 3, 4)
+NAMES = ("R", "K", "V", "OUT", "W1", "A1", "V1", "G1", "W2", "A2", "V2", "G2", "FFN_KEY", "FFN_VALUE")
+INDEX = {name: getattr(kernels, name).value for name in NAMES}
+HALVES = {"w": 24, "a": 17, "v": 40, "g": 5}
+SIZES = {
+    **dict.fromkeys(("R", "K", "V", "OUT"), (C, C)),
+    **{f"{letter.upper()}1": (C, width) for letter, width in HALVES.items()},
+    **{f"{letter.upper()}2": (width, C) for letter, width in HALVES.items()},
+    **{"FFN_KEY": (C, F), "FFN_VALUE": (F, C)},
+}
+
+
+@pytest.fixture(autouse=True)
+def in_the_interpreter(monkeypatch):
+    """Spare half of the interpreter's time: it searches Triton's modules for what it replaces at every call."""
+    if HAS_GPU:
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # Triton imports parts of itself at the first call
+    from triton.runtime import interpreter
+
+    names = {}
+
+    def patch_builtin(package, builder, *scope):
+        if package not in names:
+            names[package] = [n for n in dir(package) if interpreter.tl.core.is_builtin(getattr(package, n))]
+        for name in names[package]:
+            member = getattr(package, name)
+            if interpreter.tl.core.is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, *scope)
+
+    monkeypatch.setattr(interpreter, "_patch_builtin", patch_builtin)
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(hash((shape, seed)) % 2**31))
+    return values.to(DEVICE, dtype)
+
+
+class Noise:
+    """Random factors for some matrices, as the kernels read them and as plain (D,i,r) and (D,r,o) tensors."""
+
+    def __init__(self, names, rank, dtype=torch.float32):
+        self.b = {n: random(3, SIZES[n][0], rank, seed=1).bfloat16().float() for n in names}
+        self.a = {n: random(3, SIZES[n][1], rank, seed=2).bfloat16().float() for n in names}
+        place, scale, sides, width = [-1] * 28, [0.0] * 14, [torch.zeros(3, rank, 5, device=DEVICE)], 5
+        for name in names:
+            m = INDEX[name]
+            place[m], place[14 + m], scale[m] = width, width + SIZES[name][0], 0.01 * (1 + m)
+            sides += [self.b[name].mT, self.a[name].mT]
+            width += sum(SIZES[name])
+        self.scale, self.direction = torch.tensor(scale), torch.tensor([2, 0, 1, 1, 0, 2, 0], device=DEVICE)
+        self.sign = torch.tensor([1.0, -1, 1, -1, 0, -1, 1], device=DEVICE)
+        self.coefficient = torch.zeros(S, 14, rank, device=DEVICE)
+        self.seen = kernels.LayerNoise(
+            torch.cat(sides, 2).to(dtype).contiguous(),
+            torch.tensor(place, dtype=torch.int32, device=DEVICE),
+            self.scale.to(DEVICE),
+            self.direction,
+            self.sign,
+            self.coefficient,
+            rank,
+            width,
+        )
+
+    def taken(self, x, name):
+        """scale * sign * (x @ B), one row at a time: (S,r)."""
+        by_row = [float(self.scale[INDEX[name]]) * self.sign[s] * (x[s] @ self.b[name][d]) for s, d in self._rows()]
+        return torch.stack(by_row)
+
+    def added(self, coefficient, name):
+        """Coefficient @ A.T, one row at a time: (S,o)."""
+        return torch.stack([self.a[name][d] @ coefficient[s] for s, d in self._rows()])
+
+    def set_(self, name):
+        """Put random coefficients where a kernel reads them; return what it must add."""
+        self.coefficient[:, INDEX[name]] = random(S, self.coefficient.shape[2], seed=INDEX[name])
+        return self.added(self.coefficient[:, INDEX[name]], name)
+
+    def check_taken(self, x, name):
+        close(self.coefficient[:, INDEX[name]], self.taken(x, name))
+
+    def _rows(self):
+        return list(enumerate(self.direction.tolist()))
+
+
+def close(found, expected, tolerance=1e-5):
+    """Compare up to rounding: fp32 sums of some 200 terms in another order."""
+    torch.testing.assert_close(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+def vectors():
+    parts = [random(*shape, seed=seed) for seed, shape in enumerate([(2, 2, C), (6, C), (8, C), (C,)])]
+    return kernels.LayerVectors(*parts)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_norm_and_mix(rank):
+    operand_of = {"R": 0, "K": 1, "V": 2, "V1": 2, "W1": 3, "A1": 4, "G1": 5}
+    x, shift, mixed, layer, made = (
+        random(S, C),
+        random(S, C, seed=1),
+        random(6, S, C),
+        vectors(),
+        Noise(operand_of, rank),
+    )
+    before = shift.clone()
+    normal = functional.layer_norm(x, (C,), layer.norms[0, 0], layer.norms[0, 1], 1e-5)
+    kernels.norm_and_mix(x, shift, layer, mixed, made.seen)
+    close(shift, normal)
+    for m in range(6):
+        close(mixed[m], normal + (before - normal) * layer.mixes[m])
+    for name, m in operand_of.items():
+        made.check_taken(mixed[m], name)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_activate_pairs(rank):
+    names = [letter.upper() + half for letter in HALVES for half in "12"]
+    made, halves = Noise(names, rank), {letter: random(S, width) for letter, width in HALVES.items()}
+    expected = {letter: half + made.set_(letter.upper() + "1") for letter, half in halves.items()}
+    expected["w"], expected["g"] = torch.tanh(expected["w"]), torch.sigmoid(expected["g"])
+    kernels.activate_pairs(*halves.values(), made.seen)
+    for letter in HALVES:
+        close(halves[letter], expected[letter])
+        made.check_taken(expected[letter], letter.upper() + "2")
+
+
+def updated(state, work, layer, is_first, add):
+    """The state update of every row and head, written out: the next state, and y before the output matrix."""
+    r, k, v, w, a, mix, g = (product + more for product, more in zip(work.products, add))
+    w0, a0, v0, k_k, k_a, r_k, weight, bias = layer.vectors
+    w, a = torch.exp(-0.606531 * torch.sigmoid(w0 + w)), torch.sigmoid(a0 + a)
+    v_first = v if is_first else work.v_first.clone()
+    v = v if is_first else v + (v_first - v) * torch.sigmoid(v0 + mix)
+    kk, k = k * k_k, k * (1 + (a - 1) * k_a)
+    y, renewed = torch.empty(S, C, device=DEVICE), torch.empty_like(state)
+    for s in range(S):
+        for h in range(H):
+            part = slice(64 * h, 64 * h + 64)
+            unit = kk[s, part] / kk[s, part].norm()
+            old = state[s, h]
+            new = old * w[s, part] - torch.outer(old @ unit, unit * a[s, part]) + torch.outer(v[s, part], k[s, part])
+            read = functional.layer_norm(new @ r[s, part], (64,), weight[part], bias[part], 64e-5)
+            bonus = (r[s, part] * k[s, part] * r_k[part]).sum() * v[s, part]
+            renewed[s, h], y[s, part] = new, (read + bonus) * g[s, part]
+    return renewed, y, v_first
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_update_state(rank, is_first):
+    names = ["R", "K", "V", "W2", "A2", *([] if is_first else ["V2"]), "G2"]
+    made, layer, state = Noise(names, rank), vectors(), random(S, H, 64, 64)
+    work = kernels.Work(random(6, S, C), random(7, S, C, seed=3), random(S, C, seed=4))
+    nothing = torch.zeros(S, C, device=DEVICE)
+    add = [made.set_(name) if name in names else nothing for name in ("R", "K", "V", "W2", "A2", "V2", "G2")]
+    renewed, y, v_first = updated(state.mT, work, layer, is_first, add)
+    kernels.update_state(state, work, layer, is_first, made.seen)
+    close(state, renewed.mT)
+    close(work.mixed[0], y, 1e-4)  # the group norm divides by what may be small
+    close(work.v_first, v_first)
+
+
+def test_a_state_of_fp16_is_renewed_in_fp32_and_rounded():
+    made, layer, state = Noise([], 1), vectors(), random(S, H, 64, 64).half()
+    work = kernels.Work(random(6, S, C), random(7, S, C, seed=3), random(S, C, seed=4))
+    add = [torch.zeros(S, C, device=DEVICE)] * 7
+    renewed, y, _ = updated(state.float().mT, work, layer, False, add)
+    kernels.update_state(state, work, layer, False, made.seen)
+    close(state.float(), renewed.mT, 1e-3)
+    close(work.mixed[0], y, 1e-4)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("is_target", [True, False])
+def test_norm_and_shift(rank, is_target):
+    x, shift, mixed, layer = random(S, C), random(S, C, seed=1), random(S, C, seed=2), vectors()
+    made = Noise(["OUT", "FFN_KEY"] if is_target else ["FFN_KEY"], rank)
+    before, total = shift.clone(), x.clone()
+    if is_target:
+        total += made.added(made.taken(mixed, "OUT"), "OUT")
+    normal = functional.layer_norm(total, (C,), layer.norms[1, 0], layer.norms[1, 1], 1e-5)
+    kernels.norm_and_shift(x, shift, layer, mixed, made.seen)
+    close(x, total)
+    close(shift, normal)
+    close(mixed, normal + (before - normal) * layer.ffn_mix)
+    made.check_taken(mixed, "FFN_KEY")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rank", RANKS)
+def test_square_relu_and_add_ffn_value(rank, dtype):
+    made, hidden, x = Noise(["FFN_KEY", "FFN_VALUE"], rank, dtype), random(S, F), random(S, C)
+    expected = torch.relu(hidden + made.set_("FFN_KEY")).square()
+    kernels.square_relu(hidden, made.seen)
+    close(hidden, expected)
+    made.check_taken(expected, "FFN_VALUE")
+    total = x + made.added(made.taken(expected, "FFN_VALUE"), "FFN_VALUE")
+    kernels.add_ffn_value(x, made.seen)
+    close(x, total, 1e-4)  # sums of products of sums
+
+
+@pytest.mark.parametrize("count", [1, 16, 37, 1100])
+def test_random_values_have_the_bits_of_the_torch_reference(count):
+    directions, key = torch.tensor([0, 3, 2**31 + 5], device=DEVICE), factors.hash_key("perturbation", 7, "a name")
+    counter, table = torch.tensor([2**31 + 9, *key], device=DEVICE), factors.normal_table(DEVICE)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.full((3, count), torch.nan, dtype=dtype, device=DEVICE)
+        kernels.fill_from_table(out, directions, counter, table.to(dtype))
+        assert torch.equal(out.float(), factors.table_values(directions, (2**31 + 9, *key), 0, count))
+
+
+def test_the_matrices_are_those_of_the_cpu_kernels():
+    from rwkv_es.engine import cpu_kernels
+
+    assert kernels.MATRICES == cpu_kernels.MATRICES
+    assert kernels.NUM_MATRICES.value == len(kernels.MATRICES)
+    assert {name: getattr(cpu_kernels, name) for name in INDEX} == INDEX
+
+
+def tiny(tmp_path, n_layer=2, n_embd=64, dtype=torch.float32):
+    """Return a random model on the CPU, and the same on the device."""
+    model = make_model(tmp_path, n_layer, n_embd, 48, dtype=dtype)
+    return model, on_device(model)
+
+
+def on_device(model):
+    return model._replace(params={name: tensor.to(DEVICE) for name, tensor in model.params.items()})
+
+
+def tokens_of(rows, length):
+    return random_tokens(rows, length, 48).to(DEVICE)
+
+
+def perturbed(model, targets, rank, members):
+    factors = draw_factors(noise_of(model, targets, rank), model, range(3))
+    return factors, perturb(model, factors, torch.tensor(members, device=DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank"), [*(("matrices", rank) for rank in RANKS), *((k, 3) for k in FUSED_KINDS if k != "matrices")]
+)
+def test_a_perturbed_row_equals_float64_numpy_with_its_perturbation_written_out(tmp_path, kind, rank):
+    plain, model = tiny(tmp_path)
+    if kind == "state":
+        plain, model = with_initial_state(plain), with_initial_state(model)
+    members, tokens = [0, 1, 5, 4, 2], tokens_of(5, 2)
+    factors, weights = perturbed(model, KINDS[kind], rank, members)
+    with gpu.running(model, factors) as engine:
+        ours, _ = decode(engine, model, tokens, weights)
+    for row, member in enumerate(members):
+        params = written_out(plain, noise_of(plain, KINDS[kind], rank), member)
+        initial = [params.pop(f"blocks.{i}.att.time_state") for i in range(2)] if kind == "state" else None
+        expected = reference.logits(params, tokens[row].tolist(), initial)
+        assert abs(ours[row].double().cpu().numpy() - expected).max() / abs(expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize(("n_layer", "n_embd", "rows"), [(3, 64, 9), (1, 192, 6)])
+def test_states_and_logits_equal_the_torch_engine(tmp_path, n_layer, n_embd, rows):
+    _, model = tiny(tmp_path, n_layer, n_embd)
+    tokens, weights = tokens_of(rows, 2), Weights(model.params)
+    expected, expected_state = decode(torch_engine, model, tokens, weights)
+    with gpu.running(model, None) as engine:
+        found, state = decode(engine, model, tokens, weights)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    for part, expected_part in zip(state, expected_state):
+        torch.testing.assert_close(part, expected_part, rtol=1e-4, atol=2e-5)
+
+
+def test_rows_of_one_state_may_be_read_without_and_with_their_perturbation(tmp_path):
+    _, model = tiny(tmp_path, 1)
+    factors, weights = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 3, [0, 1, 5, 4, 2])
+
+    def outputs(engine):
+        state, tokens = new_state(model, 5), tokens_of(5, 2)
+        pairs = zip((Weights(model.params), weights), tokens.T)
+        return torch.stack([engine.forward(seen, model.arch, column, state) for seen, column in pairs])
+
+    with gpu.running(model, factors) as engine:
+        found = outputs(engine)
+    torch.testing.assert_close(found, outputs(torch_engine), rtol=0, atol=2e-5)
+
+
+def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
+    _, model = tiny(tmp_path)
+    params = {n: tensor for n, tensor in model.params.items() if n not in factors.UNUSED}
+    assert len(params) == len(model.params) - 3
+    with gpu.running(model, None) as engine:
+        expected, _ = decode(engine, model, tokens_of(5, 2), Weights(model.params))
+    without = model._replace(params=params)
+    with gpu.running(without, None) as engine:
+        assert torch.equal(decode(engine, without, tokens_of(5, 2), Weights(params))[0], expected)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_bf16_weights_lose_no_more_than_in_torch(tmp_path, rank):
+    """The kernels compute in fp32 and round what they store, torch rounds after every operation."""
+    plain, model = tiny(tmp_path, dtype=torch.bfloat16)
+    members, tokens = [0, 1, 5, 4, 2], tokens_of(5, 3)
+    factors, weights = perturbed(model, {"matrices": 1.0}, rank, members)
+    by_torch, _ = decode(torch_engine, model, tokens, weights)
+    with gpu.running(model, factors) as engine:
+        ours, state = decode(engine, model, tokens, weights)
+    assert state.att_shift.dtype == torch.bfloat16 and state.wkv.dtype == torch.float32
+    made = noise_of(plain, {"matrices": 1.0}, rank)
+    exact = [reference.logits(written_out(plain, made, m), tokens[row].tolist()) for row, m in enumerate(members)]
+    error, error_of_torch = (abs(found.double().cpu().numpy() - np.stack(exact)) for found in (ours, by_torch))
+    assert error.mean() <= 1.1 * error_of_torch.mean()
+    assert error.max() <= 0.05 * abs(np.stack(exact)).max()
+
+
+def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_company(tmp_path):
+    _, model = tiny(tmp_path)
+    members, tokens = torch.arange(16) % 6, tokens_of(16, 2)
+    factors, weights = perturbed(model, {"matrices": 1.0}, 1, members.tolist())
+    chosen = torch.tensor([9, 3, 15, 0, 6, 12, 4, 1])
+    with gpu.running(model, factors) as engine:
+        expected, _ = decode(engine, model, tokens, weights)
+        found, _ = decode(engine, model, tokens[chosen], perturb(model, factors, members[chosen].to(DEVICE)))
+    assert torch.equal(found, expected[chosen.to(DEVICE)])
+
+
+class NothingWaits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fail on operations whose result the host would have to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal"), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_captured_step_sees_new_tokens_members_and_states(tmp_path, monkeypatch):
+    """A graph repeats its work on the same memory: what changes between ticks must be written there."""
+    monkeypatch.setattr(gpu, "CALLS_BEFORE_CAPTURE", 1)
+    _, model = tiny(tmp_path, 1)
+    factors, first = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 1, [0, 1, 5, 4, 2, 3, 0, 1])
+    _, later = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 1, [5, 2, 1, 1, 0, 3, 4, 0])
+    captured = []
+
+    def capture(run):
+        captured.append(run)
+
+        def replay():
+            with NothingWaits():
+                run()
+
+        return replay
+
+    def outputs(engine):
+        states, found = [new_state(model, 8), new_state(model, 16).rows(slice(8))], []
+        for t, tokens in enumerate(tokens_of(8, 4).T):
+            found += [engine.forward(first if t < 2 else later, model.arch, tokens, state) for state in states]
+        return torch.stack(found), states
+
+    expected, expected_states = outputs(torch_engine)
+    with gpu.running(model, factors) as engine:
+        engine.capture = capture if not HAS_GPU else engine.capture
+        found, states = outputs(engine)
+    assert HAS_GPU or len(captured) == 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    for state, expected_state in zip(states, expected_states):
+        torch.testing.assert_close(state.wkv, expected_state.wkv, rtol=1e-4, atol=2e-5)
+
+
+def test_more_rows_than_before_leave_the_memory_of_earlier_steps_alone(tmp_path):
+    _, model = tiny(tmp_path, 1)
+    engine = gpu.GpuEngine(model, None, None)
+    few, more = engine._scratch(8), engine._scratch(16)
+    again = engine._scratch(8)
+    assert few.work.mixed.data_ptr() != more.work.mixed.data_ptr() == again.work.mixed.data_ptr()
+
+
+def test_completions_equal_the_torch_engine(tmp_path):
+    """Sampled tokens differ only where rounding decides between two; here none does."""
+    model = on_device(make_model(tmp_path, 1, 64, V))
+    factors, _ = perturbed(model, {"matrices": 1.0}, 1, [0])
+    requests = requests_of(4, 2, 6)
+    plain = rollout(model, requests, Decoding(NEVER, HOT, 8, "torch"), factors)
+    assert rollout(model, requests, Decoding(NEVER, HOT, 8, "triton"), factors) == plain
+
+
+def test_what_the_engine_cannot_run_is_refused(tmp_path, monkeypatch):
+    model = on_device(make_model(tmp_path, 1, 64, V))
+    assert gpu.is_able(model, None)
+    factors, _ = perturbed(model, {"blocks.0.att.x_r": 1.0}, 1, [0])
+    assert not gpu.is_able(model, factors)
+    assert not gpu.is_able(model._replace(scales={"head.weight": torch.ones(V)}), None)
+    half = model._replace(params={name: tensor.half() for name, tensor in model.params.items()})
+    assert not gpu.is_able(half, None)
+    with pytest.raises(ConfigError, match="engine triton needs a GPU"):
+        rollout(model, requests_of(2, 2), Decoding(NEVER, engine="triton"), factors)
+    monkeypatch.setattr("triton.__version__", "3.2.1")
+    with pytest.raises(ImportError, match=r"from 3\.3 on"):
+        runpy.run_path(kernels.__file__)
+    monkeypatch.setattr(gpu, "_kernels", lambda: None)
+    assert not gpu.is_able(model, None)
+
+
+ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+
+
+@pytest.mark.parametrize(
+    "architecture", ["sm_80", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_90", "gfx942"))]
+)
+def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, architecture):
+    """With the engine's own arguments, down to machine code; `python tests/test_gpu.py sm_90` lists them."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, __file__, architecture]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names = {line.split()[1] for line in done.stdout.splitlines()}
+    time_mix, channel_mix = {"_norm_and_mix", "_activate_pairs", "_update_state"}, {"_norm_and_shift", "_square_relu"}
+    assert names == time_mix | channel_mix | {"_add_ffn_value", "_fill_from_table"}
+
+
+class AbsentGpu:
+    """What Triton asks a driver for while it compiles."""
+
+    def __init__(self, architecture):
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget(*ARCHITECTURES[architecture])
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_all(architecture):
+    """Let the engine call its kernels, which are compiled and not run; print each one's size in bytes."""
+    from triton.runtime import JITFunction, driver
+
+    driver.set_active(AbsentGpu(architecture))
+
+    def compile_only(self, grid):
+        def call(*args, **options):
+            compiled = self.run(*args, grid=grid, warmup=True, **options)
+            print(architecture, self.fn.__name__, len(compiled.asm.get("cubin") or compiled.asm["hsaco"]), flush=True)
+
+        return call
+
+    JITFunction.__getitem__ = compile_only
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype, rank in ((torch.float32, 1), (torch.bfloat16, 4)):
+            model = make_model(Path(folder), 2, 192, 48, dtype=dtype)
+            factors, weights = perturbed(model, {"matrices": 1.0}, rank, [0, 1, 5, 4, 2, 2, 3, 0])
+            gpu.GpuEngine(model, factors, None).forward(weights, model.arch, tokens_of(8, 1)[:, 0], new_state(model, 8))
+    kernels.fill_from_table(
+        torch.empty(1, 100), torch.zeros(1, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.empty(256)
+    )
+
+
+if __name__ == "__main__":
+    compile_all(sys.argv[1])

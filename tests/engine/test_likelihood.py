@@ -1,0 +1,64 @@
+"""Log probabilities of given texts, against float64 numpy."""
+
+import numpy as np
+import pytest
+import reference
+from test_forward import make_model, random_tokens
+from test_rollout import NEVER
+
+from rwkv_es.engine.likelihood import Text, predict, score
+from rwkv_es.engine.rollout import Decoding
+
+V = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"), n_vocab=V)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    ids = [tuple(random_tokens(1, length, V, seed=length)[0].tolist()) for length in (9, 2, 14, 5, 1, 7)]
+    return [Text(text, start) for text, start in zip(ids, (1, 1, 6, 4, 1, 7))]
+
+
+def expected(model, text):
+    """Return the log probability of each token from `start` on, and whether it is the likeliest."""
+    scores = reference.logits(model.params, list(text.ids))
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    places = range(text.start, len(text.ids))
+    return [(scores[i - 1, text.ids[i]], scores[i - 1].argmax() == text.ids[i]) for i in places]
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+@pytest.mark.parametrize("slots", [2, 256])
+def test_scores_are_sums_of_float64_log_probabilities(model, texts, engine, slots):
+    found = score(model, texts, Decoding(NEVER, slots=slots, engine=engine))
+    for text, each in zip(texts, found, strict=True):
+        tokens = expected(model, text)
+        # 1e-4: fp32 forward against float64, summed over 13 tokens
+        assert each.log_probability == pytest.approx(sum(value for value, _ in tokens), abs=1e-4)
+        assert each.is_greedy == all(flag for _, flag in tokens)
+    assert found[4] == (0.0, True) and found[5] == (0.0, True), "nothing to predict"
+
+
+def test_the_likeliest_continuation_is_greedy(model):
+    ids = [3, 5]
+    for _ in range(4):
+        ids.append(int(reference.logits(model.params, ids)[-1].argmax()))
+    other = [*ids[:-1], (ids[-1] + 1) % V]
+    early = [3, 5, (ids[2] + 1) % V]  # the first token is not the likeliest one, the second is
+    early.append(int(reference.logits(model.params, early)[-1].argmax()))
+    found = score(model, [Text(ids, 2), Text(other, 2), Text(early, 2), Text(early, 3)], Decoding(NEVER))
+    assert [each.is_greedy for each in found] == [True, False, False, True]
+
+
+def test_every_token_comes_once_and_models_are_read_side_by_side(model, texts):
+    other = model._replace(params={**model.params, "head.weight": model.params["head.weight"] * 2})
+    seen = []
+    for tick in predict([model, other], texts, Decoding(NEVER, slots=4)):
+        seen += list(zip(tick.texts.tolist(), tick.targets.tolist()))
+        np.testing.assert_allclose(tick.logits[1], tick.logits[0] * 2, rtol=1e-5, atol=1e-5)
+    wanted = [(i, token) for i, text in enumerate(texts) for token in text.ids[text.start :]]
+    assert sorted(seen) == sorted(wanted)

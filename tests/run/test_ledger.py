@@ -1,0 +1,339 @@
+"""The run folder: nothing is lost by a crash, nothing continues that has become another run."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from checkpoints import random_params
+
+from rwkv_es.config.file import load_file
+from rwkv_es.config.options import Config, build, to_dict
+from rwkv_es.errors import ConfigError
+from rwkv_es.es.strategy import Step
+from rwkv_es.run.ledger import Ledger, read_config
+from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot
+
+REWARDS = [[0.1, None], [1 / 3, 1.0]]
+
+
+def layers(fill=0.0):
+    """An official-layout model of one layer with every entry set to `fill`."""
+    return {name: torch.full_like(tensor, fill) for name, tensor in random_params(1, 64, 8).items()}
+
+
+@pytest.fixture
+def base(tmp_path):
+    path = tmp_path / "base.pth"
+    torch.save(layers(), path)
+    return path
+
+
+def step(number, checksum="abc"):
+    return Step(number, REWARDS, [-0.1, 0.1 + 0.2], 0.01, 0.1, 7, 0.25, checksum)
+
+
+def start(base, num_steps=0, **options):
+    ledger = Ledger.open(base.parent / "run", to_dict(Config(**options)), base)
+    for number in range(ledger.next_step, num_steps):
+        ledger.append(step(number))
+    return ledger
+
+
+def lines(base, name):
+    return [json.loads(text) for text in (base.parent / "run" / name).read_text().splitlines()]
+
+
+def test_steps_come_back_exactly(base):
+    with start(base, 2) as ledger:
+        written = ledger.steps
+    with start(base) as ledger:
+        assert ledger.steps == written
+        assert ledger.next_step == 2
+        assert ledger.steps[1].fitness[1] == 0.30000000000000004
+
+
+def test_a_missing_reward_is_null_in_the_file(base):
+    with start(base) as ledger:
+        ledger.append(Step(0, [[math.nan, 1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
+    with start(base) as ledger:
+        assert ledger.steps[0].rewards == [[None, 1.0]]
+
+
+def test_a_step_out_of_order_is_our_bug(base):
+    with start(base, 1) as ledger, pytest.raises(AssertionError):
+        ledger.append(step(2))
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"step": 2, "rewa', b'{"step": 2}', b"\0\0\0", b"\xff", b"{\n", b"[]\n"])
+def test_a_torn_last_line_is_cut_off(base, torn):
+    start(base, 2).close()
+    path = base.parent / "run" / "ledger.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    with start(base) as ledger:
+        assert ledger.next_step == 2
+        assert path.read_bytes() == whole
+        ledger.append(step(2))
+    with start(base) as ledger:
+        assert ledger.next_step == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (b'{"step": 1, "re', r"ledger\.jsonl line 2 is broken"),
+        (b'{"step": 1}', r"ledger\.jsonl line 2 is not step 1"),
+        (json.dumps(step(7)._asdict()).encode(), r"ledger\.jsonl line 2 is not step 1"),
+    ],
+)
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(base, broken, words):
+    start(base, 3).close()
+    path = base.parent / "run" / "ledger.jsonl"
+    rows = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([rows[0], broken, *rows[2:]]))
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=words):
+        start(base)
+    assert path.read_bytes() == before
+
+
+def test_a_kill_in_the_middle_of_writing_loses_no_finished_step(base):
+    code = """
+    import os, sys
+    from pathlib import Path
+    from rwkv_es.config.options import Config, to_dict
+    from rwkv_es.run.ledger import Ledger, Step
+    ledger = Ledger.open(Path(sys.argv[1]), to_dict(Config()), Path(sys.argv[2]))
+    for number in range(10**9):
+        ledger.append(Step(number, [[0.5] * 2000], [0.25], 0.1, 0.1, 1, 0.1, "x"))
+        print(number + 1, flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(base.parent / "run"), str(base)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for text in process.stdout:
+            finished = int(text)
+            if finished == 30:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        finished = max([finished, *map(int, process.stdout.read().split())])
+    with start(base) as ledger:
+        assert ledger.next_step in (finished, finished + 1)
+
+
+def test_a_second_process_is_refused_until_the_first_is_done(base):
+    with start(base), pytest.raises(ConfigError, match=r"another process is training in .*; wait for it"):
+        start(base)
+    start(base).close()
+
+
+def test_a_refused_open_lets_go_of_the_folder(base):
+    start(base, 1).close()
+    with pytest.raises(ConfigError, match="sigma"):
+        start(base, sigma=0.5)
+    start(base).close()
+
+
+def test_other_options_do_not_continue_a_run(base):
+    start(base, 1).close()
+    with pytest.raises(ConfigError) as error:
+        start(base, sigma=0.5, targets={"vectors": 1.0})
+    text = str(error.value)
+    assert "sigma 0.001 (now 0.5)" in text
+    assert "targets {'matrices': 1.0} (now {'vectors': 1.0})" in text
+    assert "choose another --run" in text
+    assert text.count("(now") == 2
+
+
+def test_options_that_leave_the_weights_alone_may_change(base):
+    start(base, 1, keep=1).close()
+    free = {"steps": 7, "threads": 1, "keep": 5, "snapshot_every": 3, "eval_every": 2, "eval_size": 9}
+    with start(base, **free, reward_workers=2) as ledger:
+        assert ledger.next_step == 1
+        assert ledger.keep == 5
+    assert read_config(base.parent / "run")["steps"] == 7
+
+
+def test_with_a_schedule_the_number_of_steps_belongs_to_the_run(base):
+    start(base, 1, schedule="linear").close()
+    with pytest.raises(ConfigError, match=r"steps 100 \(now 101\)"):
+        start(base, schedule="linear", steps=101)
+
+
+def test_another_base_checkpoint_does_not_continue_a_run(base):
+    start(base, 1).close()
+    torch.save(layers(1.0), base)
+    with pytest.raises(ConfigError, match=r"base_sha256 [0-9a-f]{64} \(now [0-9a-f]{64}\)"):
+        start(base)
+
+
+def test_a_run_without_a_finished_step_may_be_started_with_other_options(base):
+    with start(base) as ledger:
+        ledger.write_metrics(0, {"held_out_accuracy": 0.5})
+    with start(base, sigma=0.5) as ledger:
+        assert ledger.next_step == 0
+    assert read_config(base.parent / "run")["sigma"] == 0.5
+    assert lines(base, "metrics.jsonl") == []
+
+
+def test_resume_never_refuses_a_folder_with_a_run(base):
+    start(base, 0, resume="never").close()
+    with pytest.raises(ConfigError, match="holds a run; choose another --run"):
+        start(base, resume="never")
+
+
+def test_the_config_file_makes_the_same_config_and_says_what_it_was_made_with(base):
+    config = Config(lr=1e-5, targets={"head.weight": 10.0})
+    Ledger.open(base.parent / "run", to_dict(config), base).close()
+    assert build(load_file(str(base.parent / "run" / "config.yaml"))) == config
+    made_with = read_config(base.parent / "run")["made_with"]
+    assert made_with["base_sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
+    assert made_with["base"] == str(base)
+    assert made_with["torch"] == torch.__version__
+    assert set(made_with) == {"rwkv_es", "torch", "python", "base", "base_sha256"}
+
+
+def test_a_folder_without_a_run_or_with_a_damaged_config_is_named(base):
+    with pytest.raises(ConfigError, match="holds no run"):
+        read_config(base.parent)
+    start(base, 1).close()
+    (base.parent / "run" / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
+        read_config(base.parent / "run")
+
+
+def test_what_was_noted_after_the_last_finished_step_is_dropped_when_a_run_continues(base):
+    with start(base, 3) as ledger:
+        for number in range(4):
+            ledger.write_metrics(number, {"reward_mean": number / 10})
+            ledger.write_samples(number, [{"prompt": "p", "reward": math.nan}] * 2)
+    path = base.parent / "run" / "ledger.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with start(base) as ledger:
+        assert ledger.next_step == 2
+    assert [row["step"] for row in lines(base, "metrics.jsonl")] == [0, 1, 2]
+    assert [row["step"] for row in lines(base, "samples.jsonl")] == [0, 0, 1, 1, 2, 2]
+    assert lines(base, "samples.jsonl")[0]["reward"] is None
+
+
+def test_samples_hold_any_text(base):
+    text = "数 \u2028 \ud800 \0 \n </pre>"
+    with start(base) as ledger:
+        ledger.write_samples(0, [{"completion": text}])
+    rows = (base.parent / "run" / "samples.jsonl").read_bytes().split(b"\n")
+    assert json.loads(rows[0])["completion"] == text
+    assert "数".encode() in rows[0]
+    assert rows[1:] == [b""]
+
+
+def test_snapshots_come_back_and_old_ones_go_but_not_the_best(base):
+    optimizer = {"a": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    with start(base, 6, keep=2) as ledger:
+        assert ledger.latest_snapshot() is None
+        assert not ledger.is_best(math.nan)
+        for number in range(1, 7):
+            ledger.save_snapshot(number, layers(number / 8), optimizer, 0.75 if number == 2 else None)
+        assert ledger.best() == Best(2, 0.75)
+        assert not ledger.is_best(0.75)
+        assert ledger.is_best(0.76)
+        found = ledger.latest_snapshot()
+    assert found.step == 6
+    assert found.params["emb.weight"].unique().item() == 6 / 8
+    assert list(found.params) == list(layers())
+    torch.testing.assert_close(found.optimizer, optimizer)
+    folder = base.parent / "run" / "snapshots"
+    assert sorted(p.name for p in folder.iterdir()) == ["best.json", "step-000002", "step-000005", "step-000006"]
+    assert sorted(p.name for p in (folder / "step-000006").iterdir()) == ["meta.json", "model.pth", "optimizer.pt"]
+    assert read_snapshot(base.parent / "run", 2).params["emb.weight"][0, 0].item() == 2 / 8
+
+
+def test_a_snapshot_can_be_taken_again(base):
+    with start(base, 1) as ledger:
+        ledger.save_snapshot(1, layers(0.5), {})
+        ledger.save_snapshot(1, layers(0.25), {})
+        assert ledger.latest_snapshot().params["emb.weight"][0, 0].item() == 0.25
+
+
+@pytest.mark.parametrize("name", ["model.pth", "optimizer.pt"])
+@pytest.mark.parametrize("how", ["cut", "gone", "other"])
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(base, capsys, name, how):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(1, layers(0.5), {})
+        ledger.save_snapshot(2, layers(0.25), {})
+        path = base.parent / "run" / "snapshots" / "step-000002" / name
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if how == "cut" else b"hello")
+        assert ledger.latest_snapshot().step == 1
+    err = capsys.readouterr().err
+    assert "passed over" in err
+    assert "step-000002" in err
+
+
+def test_an_interrupted_snapshot_is_not_seen_and_is_cleared_away(base, monkeypatch):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(1, layers(0.5), {}, 0.5)
+        monkeypatch.setattr(
+            "rwkv_es.run.snapshots._save_optimizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            ledger.save_snapshot(2, layers(0.25), {}, 0.75)
+        assert ledger.latest_snapshot().step == 1
+        assert ledger.best() == Best(1, 0.5)
+    with start(base):
+        assert sorted(p.name for p in (base.parent / "run" / "snapshots").iterdir()) == ["best.json", "step-000001"]
+
+
+def test_snapshots_of_steps_that_the_ledger_has_lost_are_dropped(base):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(1, layers(), {})
+        ledger.save_snapshot(2, layers(), {}, 1.0)
+    path = base.parent / "run" / "ledger.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with start(base) as ledger:
+        assert ledger.latest_snapshot().step == 1
+        assert ledger.best() is None
+
+
+def test_snapshots_without_a_ledger_are_left_alone(base):
+    with start(base, 1) as ledger:
+        ledger.save_snapshot(1, layers(), {})
+    (base.parent / "run" / "ledger.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"has snapshots but no ledger\.jsonl"):
+        start(base)
+    assert latest_snapshot(base.parent / "run").step == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 9, "score": 1}', '{"step": "x", "score": 1}', '{"step": 1}'])
+def test_a_damaged_note_of_the_best_names_none(base, text):
+    with start(base, 1) as ledger:
+        ledger.save_snapshot(1, layers(), {})
+    (base.parent / "run" / "snapshots" / "best.json").write_text(text)
+    assert best(base.parent / "run") is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(base):
+    (base.parent / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write .*file/run \(Not a directory\)"):
+        Ledger.open(base.parent / "file" / "run", to_dict(Config()), base)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_sentence(base):
+    ledger = start(base)
+    path = base.parent / "run" / "ledger.jsonl"
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with (
+        ledger,
+        pytest.raises(ConfigError, match=r"cannot write .*ledger.jsonl \(No space left on device\); make room"),
+    ):
+        ledger.append(step(0))
+    assert ledger.steps == []

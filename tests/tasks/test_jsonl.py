@@ -1,0 +1,91 @@
+"""Any file of questions: the fields that are understood, and the reward by exact match."""
+
+import json
+
+import pytest
+
+from rwkv_es.errors import TaskError
+from rwkv_es.task import Problem, load_task
+from rwkv_es.task.datasets import fetch_rows
+
+
+def problem_of(tmp_path, row):
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    return load_task("jsonl", str(tmp_path / "test.jsonl")).problems("test")[0]
+
+
+USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "meta"),
+    [
+        ({"question": "q", "answer": "a"}, "a", {"question": "q", "answer": "a"}),
+        ({"prompt": "q", "answer": 3}, "3", {"answer": 3}),
+        ({"problem": "q", "ground_truth": [1, 2], "x": 1}, "[1, 2]", {"problem": "q", "ground_truth": [1, 2], "x": 1}),
+        ({"prompt": "q", "system": "a column"}, "", {"system": "a column"}),
+        ({"prompt": [SYSTEM, USER]}, "", {"prompt": [SYSTEM, USER], "system_of_prompt": "s"}),
+        (
+            {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "7"}, "data_source": "d"},
+            "7",
+            {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "7"}, "data_source": "d"},
+        ),
+    ],
+)
+def test_rows_of_many_forms_are_understood(tmp_path, row, answer, meta):
+    assert problem_of(tmp_path, row) == Problem("q", answer, meta)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "q"}, "line 1 has no question; it needs one of the fields prompt, question, problem"),
+        ({"prompt": 3}, "field 'prompt' must be a text or a list of messages; got 3"),
+        ({"prompt": []}, "must be a text or a list of messages"),
+        ({"prompt": [{"role": "user", "content": None}]}, "must be a text or a list of messages"),
+        ({"prompt": [USER, {"role": "assistant", "content": "a"}, USER]}, "one message of the user"),
+        ({"prompt": [SYSTEM]}, "one message of the user"),
+    ],
+)
+def test_rows_that_are_not_are_refused(tmp_path, row, message):
+    with pytest.raises(TaskError, match=message):
+        problem_of(tmp_path, row)
+
+
+def test_a_set_of_the_hub_is_named_by_its_prefix(monkeypatch):
+    asked = []
+    task = load_task("jsonl", "hf:some/set:main")
+    monkeypatch.setitem(
+        task.reward.__globals__,
+        "fetch_rows",
+        lambda *args: asked.append(args) or [("here", {"question": "q", "answer": "a"})],
+    )
+    assert task.problems("train")[0].prompt == "q" and asked == [("some/set", "main", "train")]
+    assert fetch_rows is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reward"),
+    [
+        (" blue\n", "blue", 1.0),
+        ("I think:\nblue", "blue", 1.0),
+        ("it is blue", "blue", 0.0),
+        ("blue\nno", "blue", 0.0),
+        (" <think>blue", "blue", 0.0),
+        (" <think>red</think>blue", "blue", 1.0),
+        ("so 1,000.0 it is", "1000", 1.0),
+        ("so 999", "1000", 0.0),
+        ("a\nb", "a\nb", 1.0),
+        ("x 5", "x 5", 1.0),
+        ("5", "x 5", 0.0),
+    ],
+)
+def test_the_default_reward_is_an_exact_match(text, answer, reward):
+    assert load_task("jsonl").reward(Problem("", answer), text) == reward
+
+
+def test_without_an_answer_or_data_the_message_says_what_to_do():
+    with pytest.raises(ValueError, match="--reward"):
+        load_task("jsonl").reward(Problem("", ""), "x")
+    with pytest.raises(TaskError, match="needs --data"):
+        load_task("jsonl").problems("test")

@@ -1,0 +1,181 @@
+"""What leaves a run: exactly the base's layout, and nothing written over."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_ledger import layers
+
+from rwkv_es.config.options import Config, to_dict
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.es.strategy import Step
+from rwkv_es.model.checkpoint import load
+from rwkv_es.run.ledger import Ledger
+from rwkv_es.verbs.export import default_out, export, export_params
+
+NAME = "rwkv7-g1j-0.1b-20260831-ctx4096.pth"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two steps from a bf16 base whose keys are in an order of their own; step 1 is the best."""
+    base = tmp_path / "models" / NAME
+    base.parent.mkdir()
+    torch.save({name: tensor.bfloat16() for name, tensor in reversed(layers(1.0).items())}, base)
+    with Ledger.open(tmp_path / "run", to_dict(Config()), base) as ledger:
+        for number in (1, 2):
+            ledger.append(Step(number - 1, [[1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
+            ledger.save_snapshot(number, layers(number + 2**-12), {}, 0.5 if number == 1 else None)
+    return tmp_path / "run"
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def value(path):
+    (found,) = {tensor.unique().item() for tensor in read(path).values()}
+    return found
+
+
+def test_the_file_has_the_bases_keys_order_shapes_dtypes_and_name(run):
+    out = export(Config(run=str(run)))
+    assert out == run / NAME
+    base = read(run.parent / "models" / NAME)
+    assert list(read(out)) == list(base)
+    for name, tensor in read(out).items():
+        assert (tensor.shape, tensor.dtype) == (base[name].shape, torch.bfloat16), name
+        assert tensor.is_contiguous()
+
+
+def test_best_and_last_weights_are_chosen(run, tmp_path):
+    assert value(export(Config(run=str(run)))) == 1.0  # 1 + 2**-12 in bf16
+    assert value(export(Config(run=str(run), weights="last", out=str(tmp_path / "new" / "a.pth")))) == 2.0
+
+
+@pytest.mark.parametrize(("before", "step"), [(0.5, 0), (0.4, 1)])
+def test_weights_that_are_no_better_than_the_base_are_not_the_best(run, capsys, before, step):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": before}) + "\n")
+    out = export(Config(run=str(run)))
+    said = capsys.readouterr()
+    assert f"(weights after {step} steps)" in said.out
+    assert ("better than the model before training (reward 0.500)" in said.err) == (step == 0)
+    assert all(torch.equal(tensor, read(run.parent / "models" / NAME)[name]) for name, tensor in read(out).items())
+
+
+def test_a_base_that_is_the_best_and_gone_is_said(run):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": 0.6}) + "\n")
+    (run.parent / "models" / NAME).write_bytes(b"another")
+    with pytest.raises(CheckpointError, match=r"best weights are those of the base .* it is not there"):
+        export(Config(run=str(run)))
+
+
+def test_without_an_evaluation_the_last_weights_are_exported_and_it_is_said(run, capsys):
+    (run / "snapshots" / "best.json").unlink()
+    assert value(export(Config(run=str(run)))) == 2.0
+    assert "no held-out evaluation" in capsys.readouterr().err
+
+
+def test_the_default_file_may_be_exported_again_but_no_other_is_written_over(run, tmp_path):
+    export(Config(run=str(run)))
+    assert value(export(Config(run=str(run), weights="last"))) == 2.0
+    other = tmp_path / "other.pth"
+    other.write_text("mine")
+    with pytest.raises(ConfigError, match=r"other\.pth exists already"):
+        export(Config(run=str(run), out=str(other)))
+    assert other.read_text() == "mine"
+
+
+def test_the_base_is_never_written_over(run, tmp_path):
+    base = tmp_path / "models" / NAME
+    before = base.read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        export(Config(run=str(run), out=str(base)))
+    with pytest.raises(ConfigError, match="is the base checkpoint"):
+        export_params(layers(), base, tmp_path / "run" / ".." / "models" / NAME)
+    assert base.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "export needs the folder of a run"),
+        ({"run": "none"}, "holds no run"),
+        ({"out": "a.bin"}, r"must end in \.pth or \.safetensors; got 'a\.bin'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(run, options, words):
+    values = {"run": "" if not options else str(run), **options}
+    with pytest.raises(ConfigError, match=words):
+        export(Config(**values))
+
+
+def test_a_run_without_a_snapshot_is_said(tmp_path):
+    base = tmp_path / "base.pth"
+    torch.save(layers(), base)
+    Ledger.open(tmp_path / "run", to_dict(Config()), base).close()
+    with pytest.raises(ConfigError, match="has no readable snapshot yet"):
+        export(Config(run=str(tmp_path / "run")))
+
+
+def test_weights_that_do_not_fit_the_base_are_refused(run, tmp_path):
+    base, out = tmp_path / "models" / NAME, tmp_path / "out.pth"
+    wrong = layers()
+    del wrong["head.weight"]
+    with pytest.raises(CheckpointError, match=r"differ in the tensors head\.weight"):
+        export_params(wrong, base, out)
+    with pytest.raises(CheckpointError, match=r"differ in the tensors extra"):
+        export_params({**layers(), "extra": torch.zeros(1)}, base, out)
+    with pytest.raises(CheckpointError, match=r"emb\.weight is \(16, 64\) in the run, but \(8, 64\) in the base"):
+        export_params({**layers(), "emb.weight": torch.zeros(16, 64)}, base, out)
+    with pytest.raises(CheckpointError, match=r"emb\.weight is not finite"):
+        export_params({**layers(), "emb.weight": torch.full((8, 64), torch.nan)}, base, out)
+    assert not out.exists()
+
+
+def test_an_initial_state_goes_to_a_file_of_its_own_in_fp32(run, tmp_path):
+    state = {"blocks.0.att.time_state": torch.rand(1, 64, 64, dtype=torch.float64)}
+    out = tmp_path / "out.pth"
+    written = export_params({**layers(), **state}, tmp_path / "models" / NAME, out)
+    assert written == [out, tmp_path / "out-state.pth"]
+    assert set(read(out)) == set(layers())
+    saved = read(tmp_path / "out-state.pth")
+    assert saved["blocks.0.att.time_state"].dtype == torch.float32
+    torch.testing.assert_close(saved["blocks.0.att.time_state"], state["blocks.0.att.time_state"].float())
+    assert list(saved) == list(state)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", NAME.replace(".pth", ".tokenizer.json")])
+def test_a_tokenizer_beside_the_base_comes_along(run, tmp_path, name):
+    (tmp_path / "models" / name).write_text(json.dumps({"vocab": 8}))
+    written = export_params(layers(), tmp_path / "models" / NAME, tmp_path / "out.pth")
+    assert written == [tmp_path / "out.pth", tmp_path / "out.tokenizer.json"]
+    assert json.loads(written[1].read_text()) == {"vocab": 8}
+
+
+def test_of_two_tokenizers_beside_the_base_its_own_comes_along(run, tmp_path):
+    (tmp_path / "models" / "tokenizer.json").write_text("of another model")
+    (tmp_path / "models" / NAME.replace(".pth", ".tokenizer.json")).write_text("its own")
+    export_params(layers(), tmp_path / "models" / NAME, tmp_path / "out.pth")
+    assert (tmp_path / "out.tokenizer.json").read_text() == "its own"
+
+
+def test_a_base_whose_embedding_is_its_head_is_exported_to_safetensors(tmp_path):
+    base, out = tmp_path / "base.pth", tmp_path / "out.safetensors"
+    torch.save({**layers(), "head.weight": layers()["emb.weight"]}, base)
+    tied = load(base)[0]
+    tied["head.weight"] = tied["emb.weight"]
+    export_params(tied, base, out)
+    assert all(torch.equal(tensor, tied[name]) for name, tensor in load(out)[0].items())
+
+
+def test_without_its_base_a_run_is_exported_as_trained(run, tmp_path, capsys):
+    (tmp_path / "models" / NAME).unlink()
+    out = export(Config(run=str(run)))
+    assert value(out) == 1 + 2**-12
+    assert "is gone" in capsys.readouterr().err
+
+
+def test_the_default_name_keeps_the_dots_of_an_official_name():
+    assert default_out(Path("runs/a"), Path("/m") / NAME) == Path("runs/a") / NAME
