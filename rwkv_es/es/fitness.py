@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def combine(rewards: Tensor, objective: str, votes: Sequence[str] = ()) -> Tenso
     if objective == "pass":
         best = rewards.nan_to_num(nan=-torch.inf).amax(-1)
         return torch.where(rewards.isnan().all(-1), torch.nan, best)
-    return rewards.nanmean(-1)
+    return rewards.sort(-1).values.nanmean(-1)  # in one order: equal samples give equal bits
 
 
 def _majority(rewards: Tensor, votes: Sequence[str]) -> Tensor:
@@ -32,7 +32,7 @@ def _majority(rewards: Tensor, votes: Sequence[str]) -> Tensor:
         counts = Counter(vote for vote, _ in ballot if vote) or Counter(vote for vote, _ in ballot)
         most = max(counts.values(), default=0)
         winners = [value for vote, value in ballot if counts[vote] == most]
-        agreed.append(sum(winners) / len(winners) if winners else torch.nan)
+        agreed.append(math.fsum(winners) / len(winners) if winners else torch.nan)
     return torch.tensor(agreed, dtype=rewards.dtype).reshape(outer)
 
 
@@ -67,20 +67,30 @@ def zscore(rewards: Tensor) -> Tensor:
 
 
 def rank(rewards: Tensor) -> Tensor:
-    """Replace the centred averages by their ranks, spread over [-1/2, 1/2]; ties share theirs: (N,P) -> (N,)."""
-    average = centred(rewards)
-    valid = average[~average.isnan()]
-    below = (valid[None, :] < average[:, None]).sum(1)
-    ties = (valid[None, :] == average[:, None]).sum(1)
-    ranks = (below + (ties - 1) / 2) / max(len(valid) - 1, 1) - 0.5
-    return torch.where(average.isnan(), torch.nan, ranks)
+    """Replace the centred averages by their ranks, spread over [-1/2, 1/2]; ties share theirs: (N,P) -> (N,).
+
+    Averages that lie within the rounding of the rewards (see `_rounding`) of the next one are ties.
+    """
+    averages = _exact_averages(rewards)
+    order = sorted((n for n, average in enumerate(averages) if not math.isnan(average)), key=averages.__getitem__)
+    ranks = torch.full((len(rewards),), torch.nan, dtype=torch.float64)
+    for start, end in _runs([averages[n] for n in order], _rounding(rewards)):
+        ranks[order[start:end]] = (start + end - 1) / 2 / max(len(order) - 1, 1) - 0.5
+    return ranks
 
 
 def sign(rewards: Tensor) -> Tensor:
-    """Give the better member of each mirrored pair 1 and the other -1, both 0 at a tie: (N,P) -> (N,)."""
-    even, odd = rewards[0::2], rewards[1::2]
-    better = (even - odd).nanmean(1).sign()  # over the problems that both have a reward for
-    return torch.stack((better, -better), 1).flatten()
+    """Give the better member of each mirrored pair 1 and the other -1, both 0 at a tie: (N,P) -> (N,).
+
+    Compared are the problems that both have a reward for; sums within the rounding of the rewards are ties.
+    """
+    tie, better = _rounding(rewards), []
+    for even, odd in zip(rewards[0::2].tolist(), rewards[1::2].tolist()):
+        both = [(a, -b) for a, b in zip(even, odd) if not (math.isnan(a) or math.isnan(b))]
+        ahead = math.fsum(value for pair in both for value in pair)
+        better.append(0.0 if abs(ahead) <= tie * len(both) else math.copysign(1.0, ahead))
+    first = torch.tensor(better, dtype=torch.float64)
+    return torch.stack((first, -first), 1).flatten()
 
 
 def raw(rewards: Tensor) -> Tensor:
@@ -99,3 +109,25 @@ SHAPINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _centre(rewards: Tensor) -> Tensor:
     return rewards - rewards.nanmean(0)
+
+
+def _exact_averages(rewards: Tensor) -> list[float]:
+    """Average the centred rewards of each member, rounded once: the order of the problems changes nothing."""
+    columns = [[value for value in column if not math.isnan(value)] for column in rewards.T.tolist()]
+    means = [math.fsum(column) / len(column) if column else math.nan for column in columns]
+    rows = ([(r, -m) for r, m in zip(row, means) if not math.isnan(r)] for row in rewards.tolist())
+    return [math.fsum(part for pair in row for part in pair) / len(row) if row else math.nan for row in rows]
+
+
+def _rounding(rewards: Tensor) -> float:
+    """Return by how much two rewards that should be equal may differ, as 0.1 + 0.2 and 0.3: 2^-50 of the largest."""
+    return 2.0**-50 * rewards.nan_to_num(nan=0.0).abs().max().item()
+
+
+def _runs(ascending: Sequence[float], gap: float) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each run of values of which neighbours differ by no more than `gap`."""
+    start = 0
+    for end in range(1, len(ascending) + 1):
+        if end == len(ascending) or ascending[end] - ascending[end - 1] > gap:
+            yield start, end
+            start = end

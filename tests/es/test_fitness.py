@@ -87,3 +87,40 @@ def test_samples_count_by_what_most_of_them_answer(votes, rewards, expected):
     rewards = torch.tensor([[rewards], [other]], dtype=torch.float64)
     found = combine(rewards, "maj", [vote.strip() for vote in votes] + ["x"] * len(other))
     assert found[0, 0].item() == pytest.approx(expected, nan_ok=True) and found[1, 0] == 1.0
+
+
+@pytest.mark.parametrize("num_problems", [3, 8])
+def test_members_of_equal_reward_share_their_rank_in_any_population(num_problems):
+    """Rewards of tenths, as Countdown's: what is equal is told by whole numbers here."""
+    tenths = torch.randint(0, 11, (96, num_problems), generator=torch.Generator().manual_seed(num_problems))
+    ranks = shape(tenths.double() / 10, "rank").tolist()
+    sums = tenths.sum(1).tolist()
+    expected = [(sum(s < own for s in sums) + (sum(s == own for s in sums) - 1) / 2) / 95 - 0.5 for own in sums]
+    assert ranks == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("tied", [[0.3, 0.1, 0.2], [0.6, 0.0, 0.0], [0.2, 0.3, 0.1]])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_equal_sums_in_another_order_are_a_tie(tied, scale):
+    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in floating point, nor 0.6."""
+    rewards = scale * torch.tensor([[0.1, 0.2, 0.3], tied, [0.1, 0.2, 0.4], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    assert shape(rewards, "sign").tolist() == [0.0, 0.0, 1.0, -1.0]
+    assert shape(rewards, "rank").tolist() == pytest.approx([-1 / 6, -1 / 6, 0.5, -1 / 6])
+
+
+def test_small_differences_are_none_the_less_differences():
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1e-12], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    assert shape(rewards, "sign").tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert shape(rewards, "rank").tolist() == pytest.approx([-1 / 6, 0.5, -1 / 6, -1 / 6])
+
+
+def test_missing_rewards_split_no_tie():
+    answers = [[0.1, NAN], [NAN, 0.7], [0.1, 0.7], [0.2, 0.8], [0.0, 0.6], [NAN, NAN]]
+    rewards = torch.tensor(answers, dtype=torch.float64)
+    assert shape(rewards, "rank").tolist() == pytest.approx([0.0, 0.0, 0.0, 0.5, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("objective", ["mean", "maj"])
+def test_the_order_of_samples_makes_no_signal(objective):
+    rewards = torch.tensor([[[0.1, 0.2, 0.3]], [[0.3, 0.2, 0.1]], [[0.3, 0.1, 0.2]]], dtype=torch.float64)
+    assert not has_signal(combine(rewards, objective, ["same"] * 9)).any()
