@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = json.loads((ROOT / "tests" / "golden.json").read_text(encoding="utf-8"))
 
 
