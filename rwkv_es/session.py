@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.rollout import Completion, Decoding, Hearing, Rollout, padded, rollout
+from rwkv_es.engine.rollout import Completion, Decoding, Rollout, padded, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
+from rwkv_es.es.strategy import BASE, Members
 from rwkv_es.model.checkpoint import Arch, Params, load, load_state, resolve
-from rwkv_es.model.forward import Factors, Model, rows_differ
+from rwkv_es.model.forward import Model, rows_differ
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
 from rwkv_es.reward.adapters import Answer
@@ -159,59 +160,35 @@ def warn_if_splits_overlap(session: Session) -> None:
         )
 
 
-class Asked(NamedTuple):
-    """Who is asked, how often, under which noise."""
-
-    members: Sequence[int]
-    samples: int = 1
-    step: int = 0
-    factors: Factors | None = None
-
-
-AS_IT_IS = Asked((-1,))  # the unperturbed model, once
-
-
 def answer(
-    session: Session, problems: Sequence[Problem], asked: Asked = AS_IT_IS, scorers: RewardPool | None = None
+    session: Session,
+    problems: Sequence[Problem],
+    members: Members = BASE,
+    samples: int = 1,
+    scorers: RewardPool | None = None,
 ) -> Answers:
     """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended."""
     prompts = [encode_prompt(session, problem) for problem in problems]
     parts = [part_of(session, problem) for problem in problems]
     requests = [
-        Request(member, index, prompt, parts[index].max_new, sample, asked.step)
-        for member in asked.members
+        Request(member, index, prompt, parts[index].max_new, sample, members.step, stops=parts[index].stops)
+        for member in members.ids
         for index, prompt in enumerate(prompts)
-        for sample in range(asked.samples)
+        for sample in range(samples)
     ]
     answered = [problems[request.problem] for request in requests]
-    places = {request: place for place, request in enumerate(requests)}
     texts = [""] * len(requests)
 
-    def hear(ended: Mapping[Request, Completion]) -> None:
-        for request, completion in ended.items():
-            place = places[request._replace(forks=())]
-            texts[place] = _text(session, parts[request.problem], completion.tokens)
+    def hear(ended: Mapping[int, Completion]) -> None:
+        for place, completion in ended.items():
+            texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
             if scorers is not None:
-                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, asked.step))
+                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step))
         if scorers is not None:
             scorers.tend_()
 
-    return Answers(answered, texts, _roll_out(session, requests, parts, asked.factors, hear))
-
-
-def _roll_out(
-    session: Session, requests: Sequence[Request], parts: Sequence[Part], factors: Factors | None, hear: Hearing
-) -> Rollout:
-    """Generate all completions; those of a mixture's parts that stop at other strings one after the other."""
-    results: dict[int, Completion] = {}
-    num_ticks = num_read = 0
-    for strings, stops in {part.stops.strings: part.stops for part in parts}.items():
-        places = [i for i, request in enumerate(requests) if parts[request.problem].stops.strings == strings]
-        together = with_forks([requests[place] for place in places])
-        found = rollout(session.model, together, session.decoding._replace(stops=stops), factors, hear)
-        results.update(zip(places, found.completions, strict=True))
-        num_ticks, num_read = num_ticks + found.num_ticks, num_read + found.num_read
-    return Rollout([results[place] for place in range(len(requests))], num_ticks, num_read)
+    found = rollout(session.model, with_forks(requests), session.decoding, members.factors, hear)
+    return Answers(answered, texts, found)
 
 
 def greedy(session: Session) -> Session:

@@ -22,11 +22,10 @@ import torch
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import padded
-from rwkv_es.es.strategy import move_, trainee
-from rwkv_es.es.update import checksum
-from rwkv_es.model.forward import Factors, Model, draw_factors
+from rwkv_es.es.strategy import ES
+from rwkv_es.model.forward import Factors, Model
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
-from rwkv_es.session import Asked, answer, open_session
+from rwkv_es.session import answer, open_session
 
 _EVERY_S = 0.002
 _BLOCK = 1 << 22
@@ -77,21 +76,21 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         clock.append(time.perf_counter())
 
     session = open_session(config)
-    trained = trainee(config, session.model, session.base)
+    es = ES.of(config, session.model, session.base)
     lap("load")
-    factors = draw_factors(trained.noise.at(0, config.sigma), trained.model, range(config.population // 2))
+    members = es.ask()
     problems = session.task.problems("train")[: config.prompts]
-    answers = answer(session, problems, Asked(range(config.population), factors=factors))
+    answers = answer(session, problems, members)
     lap("generate")
-    moved = move_(trained, 0, torch.linspace(-1, 1, config.population), config.sigma, config.lr)
+    moved = es.tell(torch.linspace(-1, 1, config.population))
     lap("update")
-    checked = checksum(trained.updater.weights())
+    checked = es.checksum()
     lap("checksum")
     held = {
-        "weights_bytes": sum(map(num_bytes, [*trained.model.params.values(), *trained.model.scales.values()])),
-        "master_bytes": sum(map(num_bytes, trained.updater.master.values())),
-        "state_bytes": state_bytes(trained.model, padded(config.slots)),
-        "factors_bytes": factors_bytes(factors),
+        "weights_bytes": sum(map(num_bytes, [*es.model.params.values(), *es.model.scales.values()])),
+        "master_bytes": sum(map(num_bytes, es.updater.master.values())),
+        "state_bytes": state_bytes(es.model, padded(config.slots)),
+        "factors_bytes": factors_bytes(members.factors),
     }
     most, needed = max(peak.laps.values()), sum(held.values())
     return {
@@ -105,7 +104,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {name: round(b - a, 1) for name, a, b in zip(peak.laps, clock, clock[1:])},
         "ticks": answers.rollout.num_ticks,
         "tokens_read": answers.rollout.num_read,
-        **moved,
+        "step_rms_per_sigma": moved.step_rms_per_sigma,
         "checksum": checked,
         **{name: getattr(options, name) for name in names},
     }

@@ -1,8 +1,8 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
+from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import (
     ROW_MULTIPLE,
     Factors,
@@ -35,10 +36,20 @@ _NEEDS = {
 }
 
 
+class Engine(Protocol):
+    """What computes: `model.forward` is the reference, the others do the same faster."""
+
+    def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row, (S,) int64 -> (S,C); updates the state (S rows) in place. One row: (T,) tokens."""
+
+    def logits(self, weights: Weights, x: Tensor) -> Tensor:
+        """Apply the LM head: (S,C) -> (S,V) fp32."""
+
+
 class Decoding(NamedTuple):
     """How completions are generated."""
 
-    stops: Stops
+    stops: Stops  # of requests that do not say
     sampling: Sampling = Sampling()
     slots: int = 256
     engine: str = "auto"  # or "torch", "numba", "triton"
@@ -52,7 +63,7 @@ class Completion(NamedTuple):
     finish: str  # "stop" | "length"
 
 
-Hearing = Callable[[Mapping[Request, Completion]], None]  # is told after every tick what has ended, if anything
+Hearing = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
 
 
 class Rollout(NamedTuple):
@@ -74,9 +85,10 @@ def rollout(
 
     `factors` must hold the directions of all members among the requests; None: the unperturbed model.
     """
+    requests = [request._replace(id=i) for i, request in enumerate(requests)]
     pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
     rows = _Rows(model, requests, decoding, factors)
-    done: dict[Request, Completion] = {}
+    done: dict[int, Completion] = {}
     num_ticks = num_read = 0
     with engine_of(model, decoding, factors) as engine:
         while not pool.is_done:
@@ -87,36 +99,43 @@ def rollout(
             rows.tick_(engine, len(pool.active))
             rows.save_prefixes_(pool)
             finished = rows.finished(len(pool.active))
-            ended = {pool.active[slot]: completion for slot, completion in finished.items()}
+            ended = {pool.active[slot].id: completion for slot, completion in finished.items()}
             rows.move_(pool.retire(finished))
             done.update(ended)
             hear(ended)
-    return Rollout([done[request] for request in requests], num_ticks, num_read)
+    return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
 
 
 @contextmanager
-def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Any]:
+def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Engine]:
     """Choose what computes `forward` and `logits`: fused CPU kernels where they can, else plain torch.
 
     The Triton engine has been proved in its interpreter only, so it is used where it is asked for.
+
+    Raises:
+        ConfigError: the engine that was asked for cannot run this model under these perturbations.
     """
     name = decoding.engine
     if name == "auto":
         name = "numba" if cpu.is_able(model, factors) else "torch"
-    if name == "torch":
-        yield torch_engine
-    elif not _is_able(name, model, factors):
+    is_able, running = ENGINES[name]
+    if not is_able(model, factors):
         raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
-    elif name == "numba":
-        with cpu.running(model, factors, decoding.threads) as engine:
-            yield engine
-    else:
-        with gpu.running(model, factors) as engine:
-            yield engine
+    with running(model, factors, decoding.threads) as engine:
+        yield engine
 
 
-def _is_able(name: str, model: Model, factors: Factors | None) -> bool:
-    return (cpu if name == "numba" else gpu).is_able(model, factors)
+@contextmanager
+def _plain_torch(*_: object) -> Iterator[Engine]:
+    yield torch_engine
+
+
+# Each says whether it can run a model under some factors, and runs it with a number of threads.
+ENGINES: dict[str, tuple[Callable[..., bool], Callable[..., AbstractContextManager[Engine]]]] = {
+    "torch": (lambda model, factors: True, _plain_torch),
+    "numba": (cpu.is_able, cpu.running),
+    "triton": (gpu.is_able, lambda model, factors, _: gpu.running(model, factors)),
+}
 
 
 class _Rows:
@@ -132,6 +151,9 @@ class _Rows:
         self.written = np.zeros((capacity, max((r.max_new for r in requests), default=0)), np.int64)
         self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork = np.zeros((5, capacity), np.int64)
         self.counter = np.zeros((capacity, 4), np.int64)
+        self.stops, self.stops_of = _distinct_stops(requests, decoding.stops)
+        self.can_end = np.stack([stops.can_end for stops in self.stops])  # (kinds of stops,V)
+        self.kind = np.zeros(capacity, np.int64)  # of stops
         self.weights = self._weights()
 
     def admit_(self, admissions: Sequence[Admission]) -> None:
@@ -147,7 +169,7 @@ class _Rows:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
 
-    def read_ahead_(self, engine: Any, num_active: int) -> int:
+    def read_ahead_(self, engine: Engine, num_active: int) -> int:
         """Where only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
 
         The bits are those of token by token, the products larger. Returns the number of tokens read.
@@ -164,7 +186,7 @@ class _Rows:
             self.num_read[slot] += count
         return int(counts[counts > 0].sum())
 
-    def tick_(self, engine: Any, num_active: int) -> None:
+    def tick_(self, engine: Engine, num_active: int) -> None:
         """Read one token per row; sample one for each row that has read its prompt."""
         rows_read = slice(padded(num_active))
         in_prompt = self.num_read < self.num_prompt
@@ -178,12 +200,11 @@ class _Rows:
 
     def finished(self, num_active: int) -> dict[int, Completion]:
         """Return the completions of the rows that have ended, by slot."""
-        stops = self.decoding.stops
-        count = self.num_written[:num_active]
+        count, kind = self.num_written[:num_active], self.kind[:num_active]
         last = self.written[np.arange(num_active), np.maximum(count, 1) - 1]
-        is_end = (count > 0) & (last == stops.end_id)
-        for slot in np.flatnonzero((count > 0) & stops.can_end[last] & ~is_end):
-            is_end[slot] = stops.hit(self.written[slot, : count[slot]].tolist())
+        is_end = (count > 0) & (last == self.decoding.stops.end_id)
+        for slot in np.flatnonzero((count > 0) & self.can_end[kind, last] & ~is_end):
+            is_end[slot] = self.stops[kind[slot]].hit(self.written[slot, : count[slot]].tolist())
         is_over = is_end | (count >= self.most[:num_active])
         return {
             int(slot): Completion(self.written[slot, : count[slot]].tolist(), "stop" if is_end[slot] else "length")
@@ -221,16 +242,17 @@ class _Rows:
         self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
         self.num_written[slot], self.most[slot] = 0, request.max_new
         self.next_fork[slot] = _next_fork(request, num_read)
+        self.kind[slot] = self.stops_of[request.id]
         pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
         self.counter[slot] = (request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step)
         self.member[slot] = request.member
 
-    def _sample_(self, engine: Any, x: Tensor, rows: np.ndarray) -> None:
+    def _sample_(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
         """Sample the next token of `rows` from the hidden x (S,C)."""
         if not rows.size:
             return
         whole = self._index(np.resize(rows, padded(len(rows))))  # repeats rows up to a full multiple
-        scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : len(self.decoding.stops.can_end)]
+        scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : self.can_end.shape[1]]
         counter = self.counter[rows]
         counter[:, 0] += self.num_written[rows]
         tokens = sample(scores, self.decoding.sampling, self._index(counter))
@@ -241,7 +263,7 @@ class _Rows:
         return unperturbed(self.model) if self.factors is None else perturb(self.model, self.factors, self.member)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
-        counts = (self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork)
+        counts = (self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork, self.kind)
         return self.prompt, self.written, self.counter, *counts
 
     def _index(self, values: Sequence[int] | np.ndarray) -> Tensor:
@@ -255,3 +277,13 @@ def padded(num_rows: int) -> int:
 
 def _next_fork(request: Request, num_read: int) -> int:
     return next((length for length in request.forks if length > num_read), -1)
+
+
+def _distinct_stops(requests: Sequence[Request], otherwise: Stops) -> tuple[list[Stops], list[int]]:
+    """Return the kinds of stops among the requests, and each request's kind."""
+    kinds: dict[tuple[bytes, ...], Stops] = {otherwise.strings: otherwise}
+    for request in requests:
+        if request.stops is not None:
+            kinds.setdefault(request.stops.strings, request.stops)
+    place = {strings: i for i, strings in enumerate(kinds)}
+    return list(kinds.values()), [place[(request.stops or otherwise).strings] for request in requests]

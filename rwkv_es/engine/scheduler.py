@@ -4,6 +4,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rwkv_es.model.tokenizer import Stops
+
 Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has read
 
 
@@ -17,6 +19,8 @@ class Request(NamedTuple):
     sample: int = 0
     step: int = 0
     forks: tuple[int, ...] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
+    stops: Stops | None = None  # where it ends; None: as the decoding says
+    id: int = -1  # its place in the list of requests; `rollout` sets it
 
 
 class Admission(NamedTuple):

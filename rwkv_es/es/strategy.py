@@ -1,21 +1,45 @@
-"""The weights as a function of base, options and ledger: what moves them, and how they are built again."""
+"""The algorithm, with ask and tell: who answers, and how the weights follow the rewards (EGGROLL, arXiv 2511.16652).
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+    es = ES(model, sigma=1e-3, lr=1e-3, population=256)
+    members = es.ask()           # members 2j and 2j+1 see W +- sigma/sqrt(r) A_j B_j.T
+    ...                          # every member answers the same P problems
+    es.tell(rewards)             # (N,P) -> fitness (N,) -> W += lr/N sum_n f_n s_n A_j B_j.T / sqrt(r)
+
+The noise of a step is made here and nowhere else, so that the members who answer and the update that follows agree.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import CheckpointError
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.es.fitness import shape
+from rwkv_es.es.schedule import decay
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.model.forward import Model, with_initial_state
-from rwkv_es.noise.factors import Noise, select
+from rwkv_es.model.forward import Factors, Model, draw_factors, with_initial_state
+from rwkv_es.noise.factors import Noise, StepNoise, select
+
+OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
+OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")
+
+
+class Members(NamedTuple):
+    """Who answers, and under which noise."""
+
+    ids: Sequence[int]  # members 2j and 2j+1 are the mirrored pair of direction j; -1: the unperturbed model
+    step: int = 0
+    factors: Factors | None = None  # of these members' directions
+
+
+BASE = Members((-1,))  # the weights as they are
 
 
 class Step(NamedTuple):
-    """One training step, as exact as it was computed."""
+    """One training step, as exact as it was computed: what the weights are a function of, besides base and options."""
 
     step: int  # from 0
     rewards: list[list[float | None]]  # (N,P), None: missing
@@ -27,53 +51,154 @@ class Step(NamedTuple):
     checksum: str  # of the weights after the step
 
 
-class Trainee(NamedTuple):
-    """A model whose weights move, and the noise that moves them."""
+class Update(NamedTuple):
+    """What `tell` has done."""
 
-    model: Model
-    noise: Noise
-    updater: Updater
-
-
-def trainee(config: Config, model: Model, base: Params) -> Trainee:
-    """Return the model as it is trained, its noise, and what moves it."""
-    model, noise = perturbable(config, model)
-    rule = Rule(config.optimizer, config.momentum, config.weight_decay, config.master, config.seed)
-    return Trainee(model, noise, Updater(model, list(noise.targets), rule, base))
+    step: int  # from 0
+    fitness: Tensor  # (N,) float64
+    sigma: float
+    lr: float
+    reward_mean: float
+    step_rms_per_sigma: float  # how far an entry moved, in units of its noise: 0 where the rewards gave no signal
 
 
-def perturbable(config: Config, model: Model) -> tuple[Model, Noise]:
-    """Return the model as it is perturbed (with an initial state where that is a target) and its noise."""
-    if any(key == "state" or "time_state" in key for key in config.targets):
-        model = with_initial_state(model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
-    return model, Noise(config.seed, select(shapes, config.targets, config.rank))
+class ES:
+    """Evolution strategies over a model's weights, which move in place. The options are those of `rwkv-es train`."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        population: int = 256,
+        sigma: float = 1e-3,
+        lr: float = 1e-3,
+        rank: int = 1,
+        targets: Mapping[str, float] | None = None,
+        seed: int = 0,
+        fitness: str = "zscore",
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        master: str = "fp32",
+        steps: int = 100,
+        schedule: str = "constant",
+        schedule_end: float = 0.1,
+        sigma_decay: bool = False,
+        base: Params | None = None,
+    ) -> None:
+        """Start from the model's weights at step 0.
+
+        `targets` maps names or patterns to multipliers of sigma and lr; None: all matrices of the blocks. `steps` is
+        the length that a `schedule` of lr falls over. `base` (default: the model's weights of now) is what
+        `weight_decay` pulls towards.
+
+        Raises:
+            ConfigError: the population is odd, or a target matches no tensor.
+        """
+        if population < 2 or population % 2:
+            raise ConfigError(f"population must be even (members come in mirrored pairs); got {population}")
+        targets = {"matrices": 1.0} if targets is None else targets
+        self.model = with_initial_state(model) if _has_state(targets) else model
+        self.population, self.fitness, self.step = population, fitness, 0
+        self.first_sigma, self.first_lr, self.sigma_decay = sigma, lr, sigma_decay
+        self.schedule, self.schedule_end, self.steps = schedule, schedule_end, steps
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.params.items()}
+        self.noise = Noise(seed, select(shapes, targets, rank))
+        if base is None:
+            base = {name: tensor.clone() for name, tensor in model.params.items()} if weight_decay else {}
+        rule = Rule(optimizer, momentum, weight_decay, master, seed)
+        self.updater = Updater(self.model, list(self.noise.targets), rule, base)
+
+    @classmethod
+    def of(cls, config: Config, model: Model, base: Params | None = None) -> "ES":
+        """Make it with the options of a run."""
+        return cls(model, base=base, **{name: getattr(config, name) for name in OPTIONS})
+
+    @property
+    def sigma(self) -> float:
+        """The noise scale of the next step."""
+        return self.first_sigma * (self._decay if self.sigma_decay else 1.0)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.first_lr * self._decay
+
+    @property
+    def _decay(self) -> float:
+        return decay(self.schedule, self.step, self.steps, self.schedule_end)
+
+    def ask(self, pairs: range | None = None) -> Members:
+        """Return the members of the next step: all, or those of some mirrored pairs. Pure in (seed, step)."""
+        pairs = range(self.population // 2) if pairs is None else pairs
+        factors = draw_factors(self._noise(self.step, self.sigma), self.model, pairs)
+        return Members(range(2 * pairs.start, 2 * pairs.stop), self.step, factors)
+
+    def tell(self, rewards: Tensor | Sequence[Sequence[float]]) -> Update:
+        """Move the weights along the members that did better, and go on to the next step.
+
+        rewards (N,P), or (N,) for one problem, of all members in order; NaN: missing. Where no problem's rewards differ
+        the weights stay.
+
+        Raises:
+            ConfigError: another number of members, or the update is not finite.
+        """
+        rewards = torch.as_tensor(rewards, dtype=torch.float64)
+        if len(rewards) != self.population:
+            raise ConfigError(f"tell needs the rewards of all {self.population} members; got {len(rewards)}")
+        rewards = rewards.reshape(self.population, -1)
+        step, sigma, lr, fitness = self.step, self.sigma, self.lr, shape(rewards, self.fitness)
+        return Update(step, fitness, sigma, lr, rewards.nanmean().item(), self._move(fitness, sigma, lr))
+
+    def replay(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Take recorded steps again, one after the other; yield each one taken.
+
+        Raises:
+            CheckpointError: the weights after a step are not those that were recorded. It is looked at after each step,
+                before that is yielded.
+        """
+        for step in steps:
+            self.step = step.step
+            self._move(torch.tensor(step.fitness, dtype=torch.float64), step.sigma, step.lr)
+            found = self.checksum()
+            if found != step.checksum:
+                raise CheckpointError(
+                    f"the weights rebuilt for step {step.step} have the checksum {found}, not {step.checksum} as in "
+                    "the ledger; the base checkpoint, a snapshot or the ledger was changed, or the device is another"
+                )
+            yield step
+
+    def load(self, step: int, params: Params, optimizer: Mapping[str, Any]) -> None:
+        """Go on from the weights and the optimiser's memory (`weights`, `optimizer_state`) after `step` steps."""
+        self.updater.load_(params, optimizer)
+        self.step = step
+
+    def weights(self) -> Params:
+        """Return the most exact weights there are, see `Updater.weights`."""
+        return self.updater.weights()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return what the optimiser remembers, for a snapshot."""
+        return self.updater.state()
+
+    def checksum(self) -> str:
+        """Return 16 hex digits that change with any bit of the weights."""
+        return checksum(self.weights())
+
+    def _move(self, fitness: Tensor, sigma: float, lr: float) -> float:
+        """Apply one update. Returns its size in units of sigma; without any signal there is none."""
+        rms_per_sigma: Mapping[str, float] = {}
+        if fitness.any():
+            rms_per_sigma = self.updater.step_(self._noise(self.step, sigma), fitness, lr)
+        self.step += 1
+        return sum(rms_per_sigma.values()) / max(1, len(rms_per_sigma))
+
+    def _noise(self, step: int, sigma: float) -> StepNoise:
+        return self.noise.at(step, sigma)
 
 
-def move_(trainee: Trainee, step: int, fitness: Tensor, sigma: float, lr: float) -> dict[str, float]:
-    """Apply one ES update in place; without any signal there is none. Returns the step's size in units of sigma."""
-    if not fitness.any():
-        return {"step_rms_per_sigma": 0.0}
-    rms_per_sigma = trainee.updater.step_(trainee.noise.at(step, sigma), fitness, lr)
-    return {"step_rms_per_sigma": sum(rms_per_sigma.values()) / len(rms_per_sigma)}
-
-
-def rebuild_(trainee: Trainee, steps: Sequence[Step]) -> Iterator[Step]:
-    """Take recorded steps again, in place; yield each one taken.
-
-    Raises:
-        CheckpointError: the weights after a step are not those that the ledger speaks of. It is looked at after each
-            step, before that is yielded.
-    """
-    for step in steps:
-        move_(trainee, step.step, torch.tensor(step.fitness, dtype=torch.float64), step.sigma, step.lr)
-        found = checksum(trainee.updater.weights())
-        if found != step.checksum:
-            raise CheckpointError(
-                f"the weights rebuilt for step {step.step} have the checksum {found}, not {step.checksum} as in the "
-                "ledger; the base checkpoint, a snapshot or the ledger was changed, or the device is another"
-            )
-        yield step
+def _has_state(targets: Mapping[str, float]) -> bool:
+    return any(key == "state" or "time_state" in key for key in targets)
 
 
 def as_rewards(step: Step) -> Tensor:

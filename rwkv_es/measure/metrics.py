@@ -1,24 +1,22 @@
-"""What a person sees of a run: timings, summaries, samples and one line per step."""
+"""Numbers of a run: timings, counts, summaries, and what the processes tell each other of a step."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 from torch import Tensor
 
 from rwkv_es.es.fitness import has_signal
 from rwkv_es.reward.pool import Scores
+from rwkv_es.run.cluster import Cluster
 from rwkv_es.session import Answers
 
-NUM_READABLE = 3
 _LOGGED = 16  # so many of the numbers that rewards log are averaged over all processes
-_BAR_WIDTH = 16
-_SHOWN = 80  # characters of either end of a text
 
 
-class Clock:
+class Timer:
     """Seconds since the start, and per named lap."""
 
     def __init__(self) -> None:
@@ -36,7 +34,7 @@ class Clock:
         return self._last - self._start
 
 
-class Tally(NamedTuple):
+class StepCounts(NamedTuple):
     """What is counted of answers: one process's, or all of them added up."""
 
     answers: float
@@ -47,10 +45,10 @@ class Tally(NamedTuple):
     timeouts: float
 
 
-def tally(answers: Answers, scores: Scores) -> Tally:
+def count(answers: Answers, scores: Scores) -> StepCounts:
     """Count a process's answers."""
     completions = answers.rollout.completions
-    return Tally(
+    return StepCounts(
         len(completions),
         answers.rollout.num_read,
         sum(len(completion.tokens) for completion in completions),
@@ -60,7 +58,30 @@ def tally(answers: Answers, scores: Scores) -> Tally:
     )
 
 
-def summary(rewards: Tensor, counted: Tally) -> dict[str, float]:
+class StepReport(NamedTuple):
+    """What is known of a step: of one process's members, or, once gathered, of all of them."""
+
+    rewards: Tensor  # (members,P) float64, NaN where they are missing
+    counted: StepCounts
+    logs: Mapping[str, float]  # what the rewards log
+    waits: Mapping[str, float] = {}  # how long each process waited for the slowest one
+
+    def gathered(self, cluster: Cluster, num_pairs: int, busy_s: float, has_logs: bool) -> "StepReport":
+        """Collect the reports of all processes, in the order of their members; all must ask alike.
+
+        num_pairs: of all processes. busy_s: how long this process has worked for its part. Counters are added up, logs
+        averaged.
+        """
+        by_pair = self.rewards.reshape(len(self.rewards) // 2, -1)  # (pairs of this process,2P)
+        said = [*self.counted, busy_s, *(packed(self.logs) if has_logs else ())]
+        rewards, heard = cluster.gather(by_pair, num_pairs, said)
+        num_counters = len(self.counted)
+        logs = averaged(self.logs, heard[:, num_counters + 1 :]) if has_logs else self.logs
+        counted = StepCounts(*heard[:, :num_counters].sum(0).tolist())
+        return StepReport(rewards.reshape(2 * num_pairs, -1), counted, logs, waits(heard[:, num_counters].tolist()))
+
+
+def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:
     """Summarise a step: rewards (N,P) with NaN for missing ones."""
     by_member = rewards.nanmean(1)
     by_member = by_member[~by_member.isnan()]
@@ -75,7 +96,7 @@ def summary(rewards: Tensor, counted: Tally) -> dict[str, float]:
     }
 
 
-def lengths(counted: Tally) -> dict[str, float]:
+def lengths(counted: StepCounts) -> dict[str, float]:
     """Say how long the answers are and how many came to an end by themselves."""
     return {
         "tokens_read": counted.read,
@@ -103,7 +124,7 @@ def waits(busy_s: Sequence[float]) -> dict[str, float]:
     return {f"wait_s_of_rank_{rank}": max(busy_s) - seconds for rank, seconds in enumerate(busy_s)}
 
 
-def held_out(rewards: Sequence[float | None], counted: Tally) -> dict[str, float]:
+def held_out(rewards: Sequence[float | None], counted: StepCounts) -> dict[str, float]:
     """Summarise a held-out evaluation; a missing reward counts as 0."""
     values = as_numbers(rewards)
     return {
@@ -117,48 +138,3 @@ def held_out(rewards: Sequence[float | None], counted: Tally) -> dict[str, float
 def as_numbers(rewards: Sequence[float | None]) -> list[float]:
     """Return rewards for an evaluation, where a missing one counts as 0."""
     return [0.0 if reward is None or math.isnan(reward) else reward for reward in rewards]
-
-
-def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
-    """Pick a few answers for people: the first, middle and last of the step."""
-    last = len(answers.texts) - 1
-    places = sorted({last * i // (NUM_READABLE - 1) for i in range(NUM_READABLE)})
-    return [
-        {"prompt": answers.problems[i].prompt, "completion": answers.texts[i], "reward": scores.rewards[i]}
-        for i in places
-    ]
-
-
-def examples(answers: Answers, scores: Scores) -> list[str]:
-    """Show an answer in a line, if there is one, whatever is in it."""
-    shown = zip(answers.problems[:1], answers.texts, scores.rewards)
-    return [f"  {_ends(problem.prompt)} -> {_ends(text)}: {reward}" for problem, text, reward in shown]
-
-
-def _ends(text: str) -> str:
-    return repr(text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}")
-
-
-def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
-    """Say in one line how a step went and how long the rest will take."""
-    seconds = sum(metrics[name] for name in ("generate_s", "score_s", "update_s"))
-    filled = _BAR_WIDTH * (step + 1) // num_steps
-    minutes, rest = divmod(round((num_steps - step - 1) * seconds), 60)
-    return (
-        f"step {step + 1:>{len(str(num_steps))}}/{num_steps} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] "
-        f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std_of_members']:.3f}  "
-        f"{metrics['tokens_per_answer']:.0f} tokens/answer  "
-        f"{metrics['tokens_read'] / metrics['generate_s']:,.0f} tokens/s  "
-        f"moved {metrics['step_rms_per_sigma']:.2f} sigma  ETA {minutes}:{rest:02d}"
-    )
-
-
-def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
-    """Say in one line what a held-out evaluation found; before training, whether there is anything to learn from."""
-    is_alike = num_steps == 0 and (metrics["held_out_reward"] == 0 or metrics["held_out_accuracy"] == 1)
-    hint = " (all score alike: `rwkv-es doctor` looks for a signal and says what may help)" if is_alike else ""
-    return (
-        f"held out, after {num_steps} steps: accuracy {metrics['held_out_accuracy']:.1%}, "
-        f"reward {metrics['held_out_reward']:.3f} on {metrics['held_out_problems']} problems, "
-        f"{metrics['held_out_tokens_per_answer']:.0f} tokens/answer{hint}"
-    )

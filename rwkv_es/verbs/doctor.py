@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -13,14 +14,11 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.es.fitness import combine, has_signal
-from rwkv_es.es.strategy import perturbable
+from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import as_numbers
-from rwkv_es.model.forward import draw_factors
 from rwkv_es.model.tokenizer import cut
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
-    AS_IT_IS,
-    Asked,
     Session,
     answer,
     encode_prompt,
@@ -161,7 +159,7 @@ def _as_read(session: Session, problem: Problem, ids: Sequence[int]) -> str:
 
 
 def _ask_base(config: Config, session: Session, scorers: RewardPool, problems: Sequence[Problem]) -> Base:
-    answers = answer(session, problems, AS_IT_IS._replace(samples=config.samples))
+    answers = answer(session, problems, samples=config.samples)
     scores = scorers.score(answers.problems, answers.texts, answers.token_ids)
     is_stopped = [completion.finish == "stop" for completion in answers.rollout.completions]
     return Base(as_numbers(scores.rewards), answers.texts, sum(is_stopped) / len(is_stopped))
@@ -172,10 +170,8 @@ def _spread(
 ) -> Spread:
     """Let the first members of a run's first step answer under a noise scale."""
     problems, base, sigma = tried
-    model, noise = perturbable(config, session.model)
-    factors = draw_factors(noise.at(0, sigma), model, range(NUM_DIRECTIONS))
-    asked = Asked(range(2 * NUM_DIRECTIONS), config.samples, 0, factors)
-    answers = answer(session._replace(model=model), problems, asked)
+    es = ES.of(replace(config, sigma=sigma), session.model, session.base)
+    answers = answer(session._replace(model=es.model), problems, es.ask(range(NUM_DIRECTIONS)), config.samples)
     scores = scorers.score(answers.problems, answers.texts, answers.token_ids)
     by_member = torch.tensor(as_numbers(scores.rewards), dtype=torch.float64)
     votes = [vote(text) for text in answers.texts] if config.objective == "maj" else []

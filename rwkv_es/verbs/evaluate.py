@@ -11,11 +11,10 @@ from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.measure import lm_eval_rules
-from rwkv_es.measure.metrics import Tally, as_numbers, lengths, tally
+from rwkv_es.measure.metrics import StepCounts, as_numbers, count, lengths
 from rwkv_es.measure.statistics import difference, estimate, mcnemar, pass_at_k
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
-    AS_IT_IS,
     Answers,
     answer,
     greedy,
@@ -50,7 +49,7 @@ class Judgement(NamedTuple):
     task: Task
     greedy: Judged
     sampled: Judged | None
-    counted: Tally
+    counted: StepCounts
 
     def values(self) -> dict[str, list[float]]:
         """Return every metric's value for each problem."""
@@ -92,18 +91,18 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
     session = open_session(config)
     warn_if_rows_differ(session)
     problems = session.task.problems(config.split)[: config.eval_size or None]
-    first, counted = _score(answer(greedy(session), problems, AS_IT_IS, scorers), problems, scorers)
+    first, counted = _score(answer(greedy(session), problems, scorers=scorers), problems, scorers)
     sampled = None
     if config.temperature:
-        answers = answer(session, problems, AS_IT_IS._replace(samples=config.samples), scorers)
+        answers = answer(session, problems, samples=config.samples, scorers=scorers)
         sampled, more = _score(answers, problems, scorers)
-        counted = Tally(*(a + b for a, b in zip(counted, more)))
+        counted = StepCounts(*(a + b for a, b in zip(counted, more)))
     return Judgement(session.base_path, session.task, first, sampled, counted)
 
 
-def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, Tally]:
+def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, StepCounts]:
     scores = scorers.collect_()  # what was taken while the answers were generated
-    return Judged(problems, answers.texts, as_numbers(scores.rewards)), tally(answers, scores)
+    return Judged(problems, answers.texts, as_numbers(scores.rewards)), count(answers, scores)
 
 
 def of_greedy(judged: Judged) -> dict[str, list[float]]:
@@ -184,7 +183,7 @@ def generate(config: Config) -> list[str]:
     """
     session = open_session(config)
     problem = Problem(config.prompt, "")
-    texts = answer(session, [problem], AS_IT_IS._replace(samples=config.samples)).texts
+    texts = answer(session, [problem], samples=config.samples).texts
     print("\n\n".join(texts))
     return texts
 

@@ -6,7 +6,7 @@ from rwkv_es import files
 from rwkv_es.config.options import PROVENANCE, Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
-from rwkv_es.es.strategy import Step, Trainee, as_rewards, rebuild_, trainee
+from rwkv_es.es.strategy import ES, Step, as_rewards
 from rwkv_es.es.update import checksum
 from rwkv_es.model import checkpoint
 from rwkv_es.run.ledger import FORKED_AT, chained, config_text, read_config, read_steps
@@ -24,9 +24,9 @@ def replay(config: Config) -> None:
     """
     folder = Path(config.run)
     steps = _steps_until(folder, config.step)
-    trained = _open_run(folder)
+    es = _open_run(folder)
     _check_fitness(folder, steps)
-    for step in rebuild_(trained, steps):
+    for step in es.replay(steps):
         print(f"step {step.step + 1}: weights {step.checksum} as in the ledger", flush=True)
     for number in snapshot_steps(folder):
         if number > len(steps) and config.step == -1:
@@ -51,10 +51,10 @@ def fork(config: Config) -> Path:
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; choose another --out")
     steps = _steps_until(folder, config.step)
-    trained = _open_run(folder)
-    for _ in rebuild_(trained, steps):
+    es = _open_run(folder)
+    for _ in es.replay(steps):
         pass
-    _write_fork(folder, target, steps, trained)
+    _write_fork(folder, target, steps, es)
     print(f"wrote {target}: {len(steps)} steps of {folder}; go on with")
     print(f"rwkv-es train --config {target}/config.yaml")
     return target
@@ -73,14 +73,14 @@ def _options(folder: Path) -> Config:
     return build({name: value for name, value in values.items() if name != PROVENANCE})
 
 
-def _open_run(folder: Path) -> Trainee:
+def _open_run(folder: Path) -> ES:
     """Return the run's model as it was before the first step."""
     made_with = read_config(folder)[PROVENANCE]
     path, base, model = open_model(_options(folder))
     found = checkpoint.sha256(path)
     if found != made_with["base_sha256"]:
         raise CheckpointError(f"{path} has the sha256 {found}, but the run's base has {made_with['base_sha256']}")
-    return trainee(_options(folder), model, base)
+    return ES.of(_options(folder), model, base)
 
 
 def _check_fitness(folder: Path, steps: list[Step]) -> None:
@@ -99,7 +99,7 @@ def _check_snapshot(folder: Path, number: int, step: Step) -> None:
         )
 
 
-def _write_fork(folder: Path, target: Path, steps: list[Step], trained: Trainee) -> None:
+def _write_fork(folder: Path, target: Path, steps: list[Step], es: ES) -> None:
     values = read_config(folder)
     options = {**{name: value for name, value in values.items() if name != PROVENANCE}, "run": str(target)}
     made_with = {**values[PROVENANCE], "forked_from": str(folder.resolve()), FORKED_AT: len(steps)}
@@ -108,7 +108,7 @@ def _write_fork(folder: Path, target: Path, steps: list[Step], trained: Trainee)
         for name in ("metrics.jsonl", "samples.jsonl"):
             past, _ = files.read_lines(folder / name)
             files.append(target / name, [row for row in past if row["step"] <= len(steps)])
-        snapshot = Snapshot(len(steps), trained.updater.weights(), trained.updater.state())
+        snapshot = Snapshot(len(steps), es.weights(), es.optimizer_state())
         files.replace(target / "config.yaml", config_text(options, made_with))
         files.append(target / "ledger.jsonl", chained(steps), flush=True)
         save_snapshot(target, snapshot, keep=int(values["keep"]))

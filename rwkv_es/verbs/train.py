@@ -1,7 +1,7 @@
 """`rwkv-es train`: evolution strategies with low-rank perturbations (EGGROLL, arXiv 2511.16652)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,33 +11,16 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config, run_folder, to_dict
 from rwkv_es.errors import ConfigError, RewardError
-from rwkv_es.es.fitness import combine, shape
-from rwkv_es.es.schedule import decay, sigma_at
-from rwkv_es.es.strategy import Step, Trainee, move_, rebuild_, trainee
-from rwkv_es.es.update import checksum
-from rwkv_es.measure.metrics import (
-    Clock,
-    Tally,
-    averaged,
-    examples,
-    held_out,
-    held_out_line,
-    packed,
-    readable,
-    step_line,
-    summary,
-    tally,
-    waits,
-)
-from rwkv_es.model.forward import draw_factors
+from rwkv_es.es.fitness import combine
+from rwkv_es.es.strategy import BASE, ES, Step, Update
+from rwkv_es.measure.console import examples, held_out_line, readable, step_line
+from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, summary
 from rwkv_es.reward.pool import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
 from rwkv_es.run.cluster import Cluster, joined
 from rwkv_es.run.ledger import Ledger
 from rwkv_es.run.snapshots import Snapshot
 from rwkv_es.run.tracker import open_tracker
 from rwkv_es.session import (
-    AS_IT_IS,
-    Asked,
     Session,
     answer,
     greedy,
@@ -58,13 +41,13 @@ class Run(NamedTuple):
     config: Config
     cluster: Cluster
     session: Session
-    trainee: Trainee
+    es: ES
     scorers: RewardPool
     ledger: Ledger | None  # of rank 0: it alone writes
     tracker: Any = None
 
 
-class Past(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a run stands: what rank 0 reads in the folder, and the others are told."""
 
     num_steps: int
@@ -74,7 +57,7 @@ class Past(NamedTuple):
     held_out: float | None  # score of the weights after the last step, where that is known
 
 
-_UNTOLD = Past(0, 0, {}, [], None)
+_UNKNOWN = ResumePoint(0, 0, {}, [], None)
 
 
 def train(config: Config) -> Path | None:
@@ -91,15 +74,15 @@ def train(config: Config) -> Path | None:
             warn_if_rows_differ(session)
             if config.eval_every:
                 warn_if_splits_overlap(session)
-        trained = trainee(config, session.model, session.base)
-        session, folder = session._replace(model=trained.model), run_folder(config)
+        es = ES.of(config, session.model, session.base)
+        session, folder = session._replace(model=es.model), run_folder(config)
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path))
         try:
             with open_scorers(_scoring(config, cluster)) as scorers:
                 cluster.on_leader(
                     lambda: None if ledger is None or ledger.steps else preflight(config, session, scorers)
                 )
-                _go_on(Run(config, cluster, session, trained, scorers, ledger))
+                _go_on(Run(config, cluster, session, es, scorers, ledger))
         finally:
             if ledger is not None:
                 ledger.close()
@@ -108,75 +91,78 @@ def train(config: Config) -> Path | None:
 
 def _go_on(run: Run) -> None:
     """Take the steps that are left."""
-    past = restore_(run)
+    past = restore(run)
     folder = run.ledger.folder if run.ledger is not None else None
     with open_tracker(run.config, folder, past.num_steps) as tracker:
         run = run._replace(tracker=tracker)
-        num_steps = past.num_steps
-        is_over = keep_(run, num_steps, past.held_out)
+        is_over = keep(run, past.held_out)
         while not is_over:
-            run.cluster.place = f"step {num_steps + 1}"
-            take_step_(run, num_steps)
-            num_steps += 1
-            is_over = keep_(run, num_steps)
+            run.cluster.place = f"step {run.es.step + 1}"
+            take_step(run)
+            is_over = keep(run)
 
 
-def take_step_(run: Run, step: int) -> None:
+def take_step(run: Run) -> None:
     """Let every member answer the step's problems; move the weights along the members that did better."""
-    config, clock = run.config, Clock()
-    problems = draw_problems(config, run.session.task.problems("train"), step)
-    sigma, lr = sigma_at(config, step), config.lr * decay(config, step)
-    pairs = run.cluster.shard(config.population // 2)  # this process's directions
-    factors = draw_factors(run.trainee.noise.at(step, sigma), run.session.model, pairs)
-    asked = Asked(range(2 * pairs.start, 2 * pairs.stop), config.samples, step, factors)
-    answers = answer(run.session, problems, asked, run.scorers)  # which score while the others are generated
-    clock.lap("generate_s")
+    config, timer, num_pairs = run.config, Timer(), run.config.population // 2
+    problems = draw_problems(config, run.session.task.problems("train"), run.es.step)
+    members = run.es.ask(run.cluster.shard(num_pairs))  # of this process
+    answers = answer(run.session, problems, members, config.samples, run.scorers)  # which score meanwhile
+    timer.lap("generate_s")
     scores = run.scorers.collect_()
-    clock.lap("score_s")
-    mine = as_matrix(scores.rewards, config, answers.texts)  # (members of this process,P)
-    rewards, counted, logged = gather_step(run, mine, tally(answers, scores), scores.metrics, clock)  # (N,P)
-    refuse_failing(config, counted, scores)
-    fitness = shape(rewards, config.fitness)  # (N,)
-    clock.lap("wait_s")
-    moved = move_(run.trainee, step, fitness, sigma, lr)
-    clock.lap("update_s")
-    checked = agreed_checksum(run, step)
+    timer.lap("score_s")
+    mine = StepReport(as_matrix(scores.rewards, config, answers.texts), count(answers, scores), scores.metrics)
+    report = mine.gathered(run.cluster, num_pairs, timer.total_s, bool(config.reward))
+    refuse_failing(config, report.counted, scores)
+    timer.lap("wait_s")
+    update = run.es.tell(report.rewards)
+    timer.lap("update_s")
+    checked = agreed_checksum(run)
     if run.ledger is not None:
-        still = sum(not any(past.fitness) for past in run.ledger.steps) + (not fitness.any())
-        metrics = {**summary(rewards, counted), "steps_without_signal": still, **logged, **clock.laps, **moved}
-        note(run, step + 1, metrics)
-        run.ledger.write_samples(step + 1, readable(answers, scores))
-        tokens = int(counted.read)
-        run.ledger.append(Step(step, rewards.tolist(), fitness.tolist(), sigma, lr, tokens, clock.total_s, checked))
-        print(step_line(config.steps, step, metrics), flush=True)
+        metrics = step_metrics(run.ledger, report, update, timer)
+        note(run, run.es.step, metrics)
+        run.ledger.write_samples(run.es.step, readable(answers, scores))
+        run.ledger.append(recorded(report, update, checked, timer.total_s))
+        print(step_line(config.steps, update.step, metrics), flush=True)
 
 
-def gather_step(
-    run: Run, mine: Tensor, counted: Tally, logs: Mapping[str, float], clock: Clock
-) -> tuple[Tensor, Tally, dict[str, float]]:
-    """Collect the rewards of all members, add up the counters and average what the rewards log.
-
-    The clock gets how long each process waited.
-    """
-    num_pairs, num_counters = run.config.population // 2, len(counted)
-    by_pair = mine.reshape(len(run.cluster.shard(num_pairs)), -1)  # (pairs of this process,2P)
-    said = [*counted, clock.total_s, *(packed(logs) if run.config.reward else ())]
-    rewards, heard = run.cluster.gather(by_pair, num_pairs, said)
-    clock.laps.update(waits(heard[:, num_counters].tolist()))
-    logged = averaged(logs, heard[:, num_counters + 1 :]) if run.config.reward else dict(logs)
-    return rewards.reshape(run.config.population, -1), Tally(*heard[:, :num_counters].sum(0).tolist()), logged
+def step_metrics(ledger: Ledger, report: StepReport, update: Update, timer: Timer) -> dict[str, float]:
+    """Return a step's scalars, by the names they have in metrics.jsonl."""
+    without_signal = sum(not any(past.fitness) for past in ledger.steps) + (not update.fitness.any())
+    return {
+        **summary(report.rewards, report.counted),
+        "steps_without_signal": without_signal,
+        **report.logs,
+        **timer.laps,
+        **report.waits,
+        "step_rms_per_sigma": update.step_rms_per_sigma,
+    }
 
 
-def agreed_checksum(run: Run, step: int) -> str:
+def recorded(report: StepReport, update: Update, checked: str, seconds: float) -> Step:
+    """Return the ledger's record of a step."""
+    return Step(
+        update.step,
+        report.rewards.tolist(),
+        update.fitness.tolist(),
+        update.sigma,
+        update.lr,
+        int(report.counted.read),
+        seconds,
+        checked,
+    )
+
+
+def agreed_checksum(run: Run) -> str:
     """Return the checksum of the weights ("" where nobody asks for it); compare it with the others' now and then."""
-    is_time = (step + 1) % run.config.checksum_every == 0 or step + 1 == run.config.steps
-    found = checksum(run.trainee.updater.weights()) if is_time or run.cluster.is_leader else ""
+    is_time = run.es.step % run.config.checksum_every == 0 or run.es.step == run.config.steps
+    found = run.es.checksum() if is_time or run.cluster.is_leader else ""
     if is_time:
         run.cluster.agree("the weights", found)
     return found
 
 
-def refuse_failing(config: Config, counted: Tally, scores: Scores) -> None:
+def refuse_failing(config: Config, counted: StepCounts, scores: Scores) -> None:
     """Stop when too many rewards of all processes failed.
 
     Raises:
@@ -221,7 +207,7 @@ def _floats(rewards: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.nan if reward is None else reward for reward in rewards], dtype=torch.float64)
 
 
-def restore_(run: Run) -> Past:
+def restore(run: Run) -> ResumePoint:
     """Bring the weights to the ledger's last step: the last snapshot, then the recorded fitness of the steps since.
 
     Raises:
@@ -229,55 +215,66 @@ def restore_(run: Run) -> Past:
         ClusterError: the processes' weights differ.
     """
     snapshot = run.cluster.on_leader(lambda: run.ledger.latest_snapshot() if run.ledger is not None else None)
-    past = run.cluster.broadcast(_read_past(run.ledger, snapshot) if run.ledger is not None else _UNTOLD)
+    past = run.cluster.broadcast(_resume_point(run.ledger, snapshot) if run.ledger is not None else _UNKNOWN)
     if past.snapshot_step:
         params = run.cluster.broadcast_params(snapshot.params if snapshot is not None else None)
-        run.trainee.updater.load_(params, past.optimizer)
-    for _ in rebuild_(run.trainee, past.steps):
+        run.es.load(past.snapshot_step, params, past.optimizer)
+    for _ in run.es.replay(past.steps):
         pass
-    run.cluster.agree("the weights", checksum(run.trainee.updater.weights()))
+    run.cluster.agree("the weights", run.es.checksum())
     return past
 
 
-def _read_past(ledger: Ledger, snapshot: Snapshot | None) -> Past:
+def _resume_point(ledger: Ledger, snapshot: Snapshot | None) -> ResumePoint:
     first = snapshot.step if snapshot is not None else 0
     optimizer = snapshot.optimizer if snapshot is not None else {}
-    return Past(ledger.next_step, first, optimizer, ledger.steps[first:], ledger.held_out(ledger.next_step))
+    return ResumePoint(ledger.next_step, first, optimizer, ledger.steps[first:], ledger.held_out(ledger.next_step))
 
 
-def hold_out_(run: Run, num_steps: int) -> float:
-    """Evaluate on held-out problems, greedily, and write the result down. Returns the mean reward."""
+def keep(run: Run, score: float | None = None) -> bool:
+    """After a step: evaluate and snapshot where it is time to and not done yet. Returns whether the training is over.
+
+    score: the held-out score of these weights, where it is known.
+    """
+    score = evaluate_if_due(run) if score is None else score
+    is_over = run.es.step >= run.config.steps or has_stalled(run)
+    snapshot_if_due(run, score, is_over)
+    return is_over
+
+
+def evaluate_if_due(run: Run) -> float | None:
+    """Evaluate on held-out problems every so many steps and after the last one. Returns the mean reward."""
+    config, step = run.config, run.es.step
+    is_due = config.eval_every and (step % config.eval_every == 0 or step == config.steps)
+    return hold_out(run) if is_due else None
+
+
+def hold_out(run: Run) -> float:
+    """Answer held-out problems, greedily, and write the result down. Returns the mean reward."""
+    num_steps = run.es.step
     problems = run.session.task.problems("test")[: run.config.eval_size or None]
     mine = run.cluster.shard(len(problems))
-    asked = AS_IT_IS._replace(step=num_steps)
-    answers = answer(greedy(run.session), problems[mine.start : mine.stop], asked, run.scorers)
+    members = BASE._replace(step=num_steps)
+    answers = answer(greedy(run.session), problems[mine.start : mine.stop], members, scorers=run.scorers)
     scores = run.scorers.collect_()
     rewards = _floats(scores.rewards).reshape(-1, 1)
-    rewards, counters = run.cluster.gather(rewards, len(problems), tally(answers, scores))
-    metrics = held_out(rewards[:, 0].tolist(), Tally(*counters.sum(0).tolist()))
+    rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))
+    metrics = held_out(rewards[:, 0].tolist(), StepCounts(*counters.sum(0).tolist()))
     if run.ledger is not None:
         note(run, num_steps, metrics)
         print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)
     return metrics["held_out_reward"]
 
 
-def keep_(run: Run, num_steps: int, score: float | None = None) -> bool:
-    """Evaluate and snapshot after `num_steps` steps where it is time to and not done yet (`score`: a known result).
-
-    Returns whether the training is over.
-    """
-    config = run.config
-    is_last = num_steps == config.steps
-    if score is None and config.eval_every and (num_steps % config.eval_every == 0 or is_last):
-        score = hold_out_(run, num_steps)
-    is_over = num_steps >= config.steps or has_stalled(run)
-    if run.ledger is not None and num_steps:
-        best_score = score if score is not None and run.ledger.is_best(score) else None
-        is_due = (is_over or num_steps % config.snapshot_every == 0) and not run.ledger.has_snapshot(num_steps)
-        if best_score is not None or is_due:
-            weights, optimizer = run.trainee.updater.weights(), run.trainee.updater.state()
-            run.ledger.save_snapshot(num_steps, weights, optimizer, best_score)
-    return is_over
+def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:
+    """Save the weights every so many steps, at the end, and where they are the best so far (`score`)."""
+    step = run.es.step
+    if run.ledger is None or not step:
+        return
+    best_score = score if score is not None and run.ledger.is_best(score) else None
+    is_due = (is_over or step % run.config.snapshot_every == 0) and not run.ledger.has_snapshot(step)
+    if best_score is not None or is_due:
+        run.ledger.save_snapshot(step, run.es.weights(), run.es.optimizer_state(), best_score)
 
 
 def has_stalled(run: Run) -> bool:

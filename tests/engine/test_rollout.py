@@ -152,13 +152,28 @@ def test_what_has_ended_is_told_at_once(model):
     told = []
     result = rollout(model, requests, Decoding(NEVER, HOT, slots=3), hear=told.append)
     assert len(told) == result.num_ticks
-    assert {request: completion for ended in told for request, completion in ended.items()} == dict(
-        zip(requests, result.completions)
-    )
-    ticks = {request: tick for tick, ended in enumerate(told) for request in ended}
+    assert {i: found for ended in told for i, found in ended.items()} == dict(enumerate(result.completions))
+    ticks = {i: tick for tick, ended in enumerate(told) for i in ended}
     first = len(requests[0].prompt) + requests[0].max_new - 2
-    assert ticks[requests[0]] == first < max(ticks.values()), "after its last token, while others go on"
+    assert ticks[0] == first < max(ticks.values()), "after its last token, while others go on"
 
 
 def test_no_requests_are_no_work(model):
     assert rollout(model, [], Decoding(NEVER)).completions == []
+
+
+def test_each_request_stops_at_its_own_strings(model):
+    requests = [Request(-1, p, tuple(random_tokens(1, 4, V, seed=p)[0].tolist()), 40) for p in range(12)]
+    free = [c.tokens for c in rollout(model, requests, Decoding(NEVER, HOT)).completions]
+    ends = (free[0][5], free[1][5], None)  # each kind of request ends at a token of its own, or at none
+    kinds = [None if end is None else stopping_at(end) for end in ends]
+    mixed = [request._replace(stops=kinds[p % 3]) for p, request in enumerate(requests)]
+    found = [c.tokens for c in rollout(model, mixed, Decoding(NEVER, HOT, slots=5)).completions]
+    for p, tokens in enumerate(free):
+        length = tokens.index(ends[p % 3]) + 1 if ends[p % 3] in tokens else len(tokens)
+        assert found[p] == tokens[:length]
+    assert len(found[0]) < len(free[0]) and len(found[1]) < len(free[1]) and len(found[2]) == len(free[2])
+
+
+def stopping_at(token):
+    return NEVER._replace(strings=(NEVER.token_bytes[token],), can_end=np.arange(V) == token)

@@ -1,128 +1,101 @@
-"""A run's past can be built again, and whatever was changed in it is named."""
-
-import json
-import shutil
+"""Ask and tell: what the members see is what the update collects."""
 
 import pytest
-from jobs import arguments
+import torch
+from checkpoints import random_params
 
-from rwkv_es.cli import main
-from rwkv_es.run.ledger import chained, read_config, read_steps
-from rwkv_es.run.snapshots import snapshot_steps
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.es.strategy import ES, Step
+from rwkv_es.model.checkpoint import Arch
+from rwkv_es.model.forward import Model
 
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "original"
-    assert main(arguments(folder, steps=6, keep=3, optimizer="momentum", lr=0.01, schedule="linear")) == 0
-    assert len({step.checksum for step in read_steps(folder)}) > 3
-    return folder
+ARCH = Arch(2, 64, 1, 64, 32, 256, 8, 8, 8, 8)
+KEY = "blocks.1.att.key.weight"
 
 
-@pytest.fixture
-def run(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "run")
+def make(**options):
+    return ES(Model(random_params(2, 64, 32, 0), ARCH), **{"population": 6, "sigma": 0.01, "lr": 0.1, **options})
 
 
-def complaint(capsys, *argv):
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 2
-    return capsys.readouterr().err
+def applied(members, name, sigma):
+    """Return the unit perturbation of every member, written out in float64 from the factors it answered with."""
+    a, b = members.factors.a[name].double(), members.factors.b[name].double()
+    pairs = torch.einsum("dor,dir->doi", a, b) * (members.factors.scale[name] / sigma)
+    return torch.stack([pairs[n // 2] * (1 if n % 2 == 0 else -1) for n in members.ids])
 
 
-def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.mark.parametrize("rank", [1, 3])
+def test_tell_moves_the_weights_along_what_ask_gave(rank):
+    es = make(rank=rank, fitness="raw")
+    before = es.model.params[KEY].clone()
+    unit = applied(es.ask(), KEY, 0.01)
+    rewards = torch.tensor([0.0, 1.0, 0.5, 0.25, 3.0, -1.0])
+    update = es.tell(rewards)
+    fitness = rewards.double()  # raw
+    expected = 0.1 / 6 * torch.einsum("n,noi->oi", fitness, unit)
+    torch.testing.assert_close((es.model.params[KEY] - before).double(), expected, rtol=1e-4, atol=1e-7)
+    assert update.reward_mean == pytest.approx(3.75 / 6) and update.step == 0 and es.step == 1
 
 
-def rewrite(folder, steps):
-    """Write a ledger whose seals are whole."""
-    (folder / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chained(steps)))
+def test_ask_is_pure_and_the_parts_of_a_population_are_the_whole():
+    es = make(population=8)
+    whole, again, part = es.ask(), es.ask(), es.ask(range(1, 3))
+    assert list(whole.ids) == list(range(8)) and list(part.ids) == [2, 3, 4, 5]
+    for name in whole.factors.a:
+        assert torch.equal(whole.factors.a[name], again.factors.a[name])
+        assert torch.equal(whole.factors.a[name][1:3], part.factors.a[name])
+        assert torch.equal(whole.factors.b[name][1:3], part.factors.b[name])
+    es.tell(torch.zeros(8))
+    assert not torch.equal(es.ask().factors.a[KEY], whole.factors.a[KEY]), "the next step has noise of its own"
 
 
-def test_replay_rebuilds_and_verifies_every_step_and_snapshot_and_changes_nothing(run, capsys):
-    before = files_of(run)
-    assert main(["replay", str(run)]) == 0
-    out = capsys.readouterr().out
-    assert all(f"step {step.step + 1}: weights {step.checksum} as in the ledger" in out for step in read_steps(run))
-    assert all(f"snapshot of step {number}: weights" in out for number in snapshot_steps(run))
-    assert files_of(run) == before
+def test_without_a_signal_the_weights_stay_and_the_step_counts():
+    es = make()
+    before = es.checksum()
+    assert es.tell(torch.ones(6, 4)).step_rms_per_sigma == 0.0
+    assert es.checksum() == before and es.step == 1
 
 
-def test_replay_of_one_step_goes_that_far(run, capsys):
-    assert main(["replay", str(run), "--step", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "step 2: weights" in out and "step 3" not in out
-    assert "there is no step 7" in complaint(capsys, "replay", run, "--step", 7)
+def test_the_schedule_moves_sigma_and_lr():
+    es = make(steps=3, schedule="linear", schedule_end=0.5, sigma_decay=True)
+    seen = []
+    for _ in range(4):  # one more than planned
+        seen.append((es.sigma, es.lr))
+        es.tell(torch.ones(6))
+    assert seen == [pytest.approx(pair) for pair in ((0.01, 0.1), (0.0075, 0.075), (0.005, 0.05), (0.005, 0.05))]
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_any_flipped_bit_of_a_ledger_line_is_named(run, capsys, number):
-    path = run / "ledger.jsonl"
-    whole = path.read_bytes()
-    start = len(b"\n".join(whole.split(b"\n")[:number])) + (number > 0)
-    length = len(whole.split(b"\n")[number])
-    for place in range(start + number, start + length, 41):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1
-        path.write_bytes(damaged)
-        text = complaint(capsys, "replay", run)
-        assert f"ledger.jsonl line {number + 1}" in text, (place, text)
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_replay_takes_recorded_steps_again_and_names_the_one_that_differs(optimizer):
+    def taken(es):
+        for k in range(3):
+            update = es.tell(torch.arange(6.0).roll(k))
+            yield Step(update.step, [], update.fitness.tolist(), update.sigma, update.lr, 0, 0.0, es.checksum())
+
+    steps = list(taken(make(optimizer=optimizer)))
+    es = make(optimizer=optimizer)
+    assert [step.step for step in es.replay(steps)] == [0, 1, 2] and es.step == 3
+    steps[1] = steps[1]._replace(fitness=[-f for f in steps[1].fitness])
+    with pytest.raises(CheckpointError, match="rebuilt for step 1"):
+        list(make(optimizer=optimizer).replay(steps))
 
 
-def test_changed_numbers_under_whole_seals_are_noticed_too(run, capsys):
-    steps = read_steps(run)
-    steps[3].fitness[0] += 1e-9
-    rewrite(run, steps)
-    assert "the fitness of step 3 does not follow its rewards" in complaint(capsys, "replay", run)
+def test_what_cannot_be_told_or_made_is_refused():
+    with pytest.raises(ConfigError, match="all 6 members; got 4"):
+        make().tell(torch.zeros(4, 2))
+    with pytest.raises(ConfigError, match="even"):
+        make(population=5)
+    with pytest.raises(ConfigError, match="matches no tensor"):
+        make(targets={"nothing": 1.0})
 
 
-def test_a_changed_step_size_makes_other_weights(run, capsys):
-    steps = read_steps(run)
-    place = next(i for i, step in enumerate(steps) if any(step.fitness))
-    steps[place] = steps[place]._replace(lr=steps[place].lr * 1.001)
-    rewrite(run, steps)
-    assert f"the weights rebuilt for step {place} have the checksum" in complaint(capsys, "replay", run)
-
-
-@pytest.mark.parametrize("name", ["model.pth", "optimizer.pt", "meta.json"])
-def test_a_flipped_bit_in_a_snapshot_is_named_and_the_run_goes_on_from_the_one_before(run, original, capsys, name):
-    path = run / "snapshots" / "step-000006" / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    assert "step-000006" in complaint(capsys, "replay", run)
-    options = {"keep": 3, "optimizer": "momentum", "lr": 0.01, "schedule": "linear"}
-    ledger = run / "ledger.jsonl"
-    assert main(arguments(run, steps=6, **options)) == 0
-    assert "a damaged snapshot is passed over" in capsys.readouterr().err
-    assert ledger.read_bytes() == (original / "ledger.jsonl").read_bytes()
-
-
-def test_another_base_is_refused(run, capsys):
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace(read_config(run)["made_with"]["base_sha256"], "f" * 64))
-    assert "but the run's base has fff" in complaint(capsys, "replay", run)
-
-
-def test_a_fork_shares_the_past_and_goes_its_own_way(run, tmp_path, capsys):
-    other = tmp_path / "fork"
-    assert main(["fork", str(run), "--step", "3", "--out", str(other)]) == 0
-    assert read_steps(other) == read_steps(run)[:3]
-    assert snapshot_steps(other) == [3]
-    again = ["train", "--config", str(other / "config.yaml")]
-    shutil.copytree(other, tmp_path / "same")
-    assert main([*again, "--run", str(tmp_path / "same")]) == 0
-    assert [step.checksum for step in read_steps(tmp_path / "same")] == [step.checksum for step in read_steps(run)]
-    assert "holds a run with rank 1 (now 2)" in complaint(capsys, *again, "--rank", "2")
-    assert main([*again, "--lr", "0.05", "--fitness", "rank", "--schedule", "constant"]) == 0
-    assert read_steps(other)[:3] == read_steps(run)[:3]
-    assert {step.lr for step in read_steps(other)[3:]} == {0.05}
-    assert main(["replay", str(other)]) == 0
-    assert "lr 0.05 (now 0.1)" in complaint(capsys, *again, "--lr", "0.1", "--steps", "8")
-
-
-def test_a_fork_needs_a_step_and_an_empty_folder(run, tmp_path, capsys):
-    assert "fork needs a step and a folder" in complaint(capsys, "fork", run, "--step", "2")
-    assert "is not empty" in complaint(capsys, "fork", run, "--step", "2", "--out", run)
-    assert "there is no step 9" in complaint(capsys, "fork", run, "--step", "9", "--out", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+def test_weight_decay_pulls_towards_the_weights_at_the_start():
+    pulled, free = make(weight_decay=0.5, fitness="raw"), make(fitness="raw")
+    start = free.model.params[KEY].clone()
+    rewards = torch.tensor([0.0, 1.0, 0.5, 0.25, 3.0, -1.0])
+    for es in (pulled, free):
+        es.tell(rewards)
+    drift = free.model.params[KEY] - start  # the first step starts without drift: both move alike
+    torch.testing.assert_close(pulled.model.params[KEY], free.model.params[KEY])
+    pulled.tell(torch.tensor([1e-4, 0.0, 0.0, 0.0, 0.0, 0.0]))  # next to no signal: decay alone
+    torch.testing.assert_close(pulled.model.params[KEY] - start, drift * (1 - 0.1 * 0.5), rtol=1e-3, atol=2e-5)

@@ -129,20 +129,20 @@ def test_a_mixture_with_weights(work, capsys):
 def test_the_parts_of_a_mixture_end_each_in_its_own_way(work):
     """One task stops before "<", the others do not: what they answer is not cut by it."""
     from rwkv_es.config.options import build
-    from rwkv_es.session import AS_IT_IS, answer, open_session
+    from rwkv_es.session import answer, open_session
 
     (work / "stops.py").write_text(TASK.replace("(), 6,", "('<',), 6,"))
     options = {"model": "tiny", "threads": 1, "engine": "torch"}
     mixed = open_session(build({**options, "task": "./stops.py=1,countdown_mini=1,copy=1", "max_new": 40}))
     problems = mixed.task.problems("test")[:9]
-    together = answer(mixed, problems, AS_IT_IS)
+    together = answer(mixed, problems)
     assert [p.prompt for p in together.problems] == [p.prompt for p in problems]
     for problem, text in zip(problems, together.texts):
         part = mixed.task.part_of(problem)
         alone = open_session(
             build({**options, "task": {"stops": "./stops.py"}.get(part.name, part.name), "max_new": 40})
         )
-        assert answer(alone, [Problem(problem.prompt, "")], AS_IT_IS).texts == [text]
+        assert answer(alone, [Problem(problem.prompt, "")]).texts == [text]
     assert any("<answer>" in text for text in together.texts)
 
 

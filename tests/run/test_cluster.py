@@ -13,9 +13,9 @@ import torch
 from jobs import arguments, finish, run_together, start_together
 
 from rwkv_es.cli import main
+from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import averaged, packed
 from rwkv_es.run.cluster import Cluster, shard
-from rwkv_es.verbs import train
 
 
 @pytest.fixture(autouse=True)
@@ -100,15 +100,15 @@ def test_logged_numbers_under_other_names_are_left_out_of_the_average():
 
 def at_step(number, act, on_rank=1):
     """Let a rank do something in the midst of a step."""
-    whole = train.move_
+    whole = ES.tell
 
     def sabotage(rank):
-        def move_(trainee, step, *rest):
-            if rank == on_rank and step == number - 1:
-                act(trainee)
-            return whole(trainee, step, *rest)
+        def tell(es, rewards):
+            if rank == on_rank and es.step == number - 1:
+                act(es)
+            return whole(es, rewards)
 
-        train.move_ = move_
+        ES.tell = tell
 
     return sabotage
 
@@ -122,8 +122,8 @@ def hang_at_step_1(rank):
 
 
 def flip_a_bit_at_step_2(rank):
-    def flip(trainee):
-        trainee.model.params["blocks.0.att.key.weight"].view(torch.int32)[0, 0] ^= 1
+    def flip(es):
+        es.model.params["blocks.0.att.key.weight"].view(torch.int32)[0, 0] ^= 1
 
     at_step(2, flip)(rank)
 

@@ -10,7 +10,7 @@ import torch
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.errors import CheckpointError, ConfigError
-from rwkv_es.measure.metrics import Tally
+from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.model import checkpoint
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.session import Answers
@@ -130,9 +130,11 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "open_session", lambda config: Stub)
     monkeypatch.setattr(evaluate, "warn_if_rows_differ", lambda session: None)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
-    monkeypatch.setattr(evaluate, "tally", lambda answers, scores: Tally(5, 0, 0, 0, scores.errors, scores.timeouts))
+    monkeypatch.setattr(
+        evaluate, "count", lambda answers, scores: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
+    )
 
-    def answer(session, problems, asked, scorers):
+    def answer(session, problems, scorers):
         for place, (problem, text) in enumerate(zip(problems, texts, strict=True)):
             scorers.take_(place, Answer(problem, text))
         return Answers(problems, texts, None)

@@ -9,10 +9,11 @@ import torch
 from rwkv_es.config.options import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.schedule import decay
+from rwkv_es.es.strategy import BASE
 from rwkv_es.model.checkpoint import load
 from rwkv_es.run.ledger import best_weights, chained, read_steps
 from rwkv_es.run.snapshots import Best
-from rwkv_es.session import Asked, answer, open_session
+from rwkv_es.session import answer, open_session
 from rwkv_es.verbs.export import export
 from rwkv_es.verbs.train import as_matrix, draw_problems, train
 
@@ -136,7 +137,7 @@ def test_a_run_goes_on_without_any_snapshot(undisturbed, tmp_path):
 def test_recorded_fitness_moves_the_weights_as_exactly_as_it_did(tmp_path, monkeypatch):
     """Differences of a pair must be taken in float64 again: in float32 these two fitnesses are one."""
     exact = torch.tensor([1.0 + 1e-9, 1.0] + [0.0] * 6, dtype=torch.float64)
-    monkeypatch.setattr("rwkv_es.verbs.train.shape", lambda rewards, method: exact)
+    monkeypatch.setattr("rwkv_es.es.strategy.shape", lambda rewards, method: exact)
     options = {"lr": 1e6, "schedule": "constant", "snapshot_every": 100, "eval_every": 0}
     whole = checksums(run(tmp_path / "whole", steps=3, **options))
     assert len(set(whole)) == 3
@@ -207,7 +208,7 @@ class Hearer:
 def test_answers_are_handed_over_while_the_others_are_generated():
     session, hearer = open_session(build({**SMALL, "temperature": 1.5})), Hearer()
     problems = session.task.problems("test")[:40]
-    answers = answer(session, problems, Asked((-1,), step=5), hearer)
+    answers = answer(session, problems, BASE._replace(step=5), scorers=hearer)
     assert [hearer.taken[place].text for place in range(40)] == answers.texts
     assert [hearer.taken[place].problem for place in range(40)] == list(problems)
     assert [hearer.taken[place].token_ids for place in range(40)] == answers.token_ids
@@ -241,6 +242,5 @@ def test_rewards_are_averaged_over_samples_and_missing_ones_left_out():
 
 def test_schedules_start_at_one_and_end_where_they_are_told():
     for schedule, middle in (("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)):
-        config = build({**SMALL, "steps": 11, "schedule": schedule, "schedule_end": 0.1})
-        assert decay(config, 0) == 1.0 and decay(config, 5) == pytest.approx(middle)
-        assert decay(config, 10) == pytest.approx(1.0 if schedule == "constant" else 0.1)
+        assert decay(schedule, 0, 11, 0.1) == 1.0 and decay(schedule, 5, 11, 0.1) == pytest.approx(middle)
+        assert decay(schedule, 10, 11, 0.1) == pytest.approx(1.0 if schedule == "constant" else 0.1)
