@@ -56,13 +56,14 @@ def test_without_a_signal_the_weights_stay_and_the_step_counts():
     assert es.checksum() == before and es.step == 1
 
 
-def test_the_schedule_moves_sigma_and_lr():
-    es = make(steps=3, schedule="linear", schedule_end=0.5, sigma_decay=True)
+@pytest.mark.parametrize("sigma_decay, sigmas", [(True, (0.01, 0.0075, 0.005, 0.005)), (False, (0.01,) * 4)])
+def test_the_schedule_moves_lr_and_if_asked_sigma(sigma_decay, sigmas):
+    es = make(steps=3, schedule="linear", schedule_end=0.5, sigma_decay=sigma_decay)
     seen = []
     for _ in range(4):  # one more than planned
         seen.append((es.sigma, es.lr))
         es.tell(torch.ones(6))
-    assert seen == [pytest.approx(pair) for pair in ((0.01, 0.1), (0.0075, 0.075), (0.005, 0.05), (0.005, 0.05))]
+    assert seen == [pytest.approx(pair) for pair in zip(sigmas, (0.1, 0.075, 0.05, 0.05))]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])

@@ -8,7 +8,6 @@ import torch
 
 from rwkv_es.config.options import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
-from rwkv_es.es.schedule import decay
 from rwkv_es.es.strategy import BASE
 from rwkv_es.model.checkpoint import load
 from rwkv_es.run.ledger import best_weights, chained, read_steps
@@ -238,9 +237,3 @@ def test_rewards_are_averaged_over_samples_and_missing_ones_left_out():
     config = build({**SMALL, "population": 2, "prompts": 2, "samples": 2})
     matrix = as_matrix([1.0, 0.0, 0.5, None, None, None, 1.0, 1.0], config)
     assert matrix[0].tolist() == [0.5, 0.5] and matrix[1].isnan().tolist() == [True, False] and matrix[1, 1] == 1
-
-
-def test_schedules_start_at_one_and_end_where_they_are_told():
-    for schedule, middle in (("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)):
-        assert decay(schedule, 0, 11, 0.1) == 1.0 and decay(schedule, 5, 11, 0.1) == pytest.approx(middle)
-        assert decay(schedule, 10, 11, 0.1) == pytest.approx(1.0 if schedule == "constant" else 0.1)

@@ -1,0 +1,59 @@
+"""Numbers of a run, against values written out by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rwkv_es.measure import metrics
+from rwkv_es.measure.metrics import StepCounts, Timer, count, held_out, summary, waits
+
+COUNTED = StepCounts(answers=4, read=200, sampled=50, stopped=3, errors=1, timeouts=2)
+
+
+def test_a_step_in_numbers_leaves_out_what_is_missing():
+    nan = math.nan
+    rewards = torch.tensor([[1.0, 0.0, 1.0], [nan, 1.0, 1.0], [nan, nan, nan], [0.0, 0.0, 1.0]])  # (N,P)
+    assert summary(rewards, COUNTED) == pytest.approx(
+        {
+            "reward_mean": 5 / 8,
+            "reward_std_of_members": math.sqrt(2 / 27),  # of 2/3, 1 and 1/3
+            "reward_of_best_member": 1.0,
+            "share_of_problems_with_signal": 2 / 3,  # on the third all score alike
+            "tokens_read": 200,
+            "tokens_per_answer": 12.5,
+            "share_stopped": 0.75,
+            "reward_errors": 1,
+            "reward_timeouts": 2,
+        }
+    )
+
+
+def test_answers_are_counted():
+    completions = [
+        SimpleNamespace(tokens=[1, 2, 3], finish="stop"),
+        SimpleNamespace(tokens=[], finish="stop"),
+        SimpleNamespace(tokens=[1] * 7, finish="length"),
+    ]
+    answers = SimpleNamespace(rollout=SimpleNamespace(completions=completions, num_read=40))
+    assert count(answers, SimpleNamespace(errors=1, timeouts=2)) == (3, 40, 10, 2, 1, 2)
+
+
+def test_a_missing_reward_counts_as_nothing_in_an_evaluation():
+    found = held_out([1.0, None, 0.5, math.nan], COUNTED)
+    assert found["held_out_reward"] == 0.375 and found["held_out_accuracy"] == 0.25 and found["held_out_problems"] == 4
+
+
+def test_each_process_waits_for_the_slowest():
+    assert waits([1.0, 3.0, 2.5]) == {"wait_s_of_rank_0": 2.0, "wait_s_of_rank_1": 0.0, "wait_s_of_rank_2": 0.5}
+    assert waits([1.0]) == {}
+
+
+def test_laps_add_up_to_the_total(monkeypatch):
+    now = iter([10.0, 12.0, 12.5])
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    timer = Timer()
+    timer.lap("generate_s")
+    timer.lap("score_s")
+    assert timer.laps == {"generate_s": 2.0, "score_s": 0.5} and timer.total_s == 2.5
