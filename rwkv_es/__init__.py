@@ -1,3 +1,41 @@
-"""Fine-tune RWKV-7 language models on a reward with low-rank evolution strategies."""
+"""Fine-tune RWKV-7 language models on a reward with low-rank evolution strategies.
+
+    model, tokenizer = load_model("tiny")
+    es = ES(model, sigma=3e-3, lr=2e-3, population=64)
+    texts = generate(model, tokenizer, prompts, es.ask())  # [member][prompt]
+    es.tell(rewards)                                       # (N,P)
+
+Names are loaded when they are first used: importing the package loads neither torch nor a model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rwkv_es.engine.generate import generate
+    from rwkv_es.engine.sampler import Sampling
+    from rwkv_es.es.strategy import ES
+    from rwkv_es.model.load import load_model
+    from rwkv_es.task import Problem, load_task
 
 __version__ = "0.1.0"
+__all__ = ["ES", "Problem", "Sampling", "__version__", "generate", "load_model", "load_task"]
+
+_PLACES = {
+    "ES": "rwkv_es.es.strategy",
+    "Problem": "rwkv_es.task",
+    "Sampling": "rwkv_es.engine.sampler",
+    "generate": "rwkv_es.engine.generate",
+    "load_model": "rwkv_es.model.load",
+    "load_task": "rwkv_es.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

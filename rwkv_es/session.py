@@ -13,10 +13,9 @@ from rwkv_es.engine.rollout import Completion, Decoding, Rollout, padded, rollou
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
-from rwkv_es.es.strategy import BASE, Members
-from rwkv_es.model.checkpoint import Arch, Params, load, load_state, resolve
-from rwkv_es.model.forward import Model, rows_differ
-from rwkv_es.model.int8 import is_quantizable, quantize
+from rwkv_es.model.checkpoint import Params
+from rwkv_es.model.forward import BASE, Members, Model, rows_differ
+from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.pool import RewardPool
@@ -102,25 +101,11 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
         ConfigError, CheckpointError: it cannot be loaded, or the device cannot be used.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    device = _device(config.device)
-    path = resolve(config.model)
-    base, arch = load(path)
-    if config.state:
-        base = {**base, **load_state(config.state, arch)}
-    dtype = _dtype(config.dtype, base["emb.weight"].dtype, device)
-    model = _engine_copy(base, arch, (device, dtype), config.quantize == "int8")
+    is_int8 = config.quantize == "int8"
+    path, base, model = load_base(
+        config.model, dtype=config.dtype, device=config.device, is_int8=is_int8, state=config.state
+    )
     return path, base, model._replace(state_dtype=torch.float16 if config.state_dtype == "fp16" else torch.float32)
-
-
-def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], is_int8: bool) -> Model:
-    """Copy the base tensor by tensor: what is held beside the copy is one tensor of the memory-mapped file."""
-    params, scales = {}, {}
-    for name, tensor in base.items():
-        if is_int8 and is_quantizable(name, tuple(tensor.shape)):
-            params[name], scales[name] = quantize(tensor, like[0])
-        else:
-            params[name] = tensor.to(*like, copy=True)
-    return Model(params, arch, scales)
 
 
 @contextmanager
@@ -216,20 +201,3 @@ def part_of(session: Session, problem: Problem) -> Part:
 
 def _text(session: Session, part: Part, tokens: Sequence[int]) -> str:
     return part.opening + cut(session.tokenizer.decode(tokens), part.strings, part.ends)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
-
-
-def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Choose the engine's dtype: on a CPU fp32 unless bf16 is asked for; elsewhere the file's own."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    return torch.float32 if device.type == "cpu" or stored == torch.float16 else stored

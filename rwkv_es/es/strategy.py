@@ -20,22 +20,11 @@ from rwkv_es.es.fitness import shape
 from rwkv_es.es.schedule import decay
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.model.forward import Factors, Model, draw_factors, with_initial_state
+from rwkv_es.model.forward import Members, Model, draw_factors, with_initial_state
 from rwkv_es.noise.factors import Noise, StepNoise, select
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
 OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")
-
-
-class Members(NamedTuple):
-    """Who answers, and under which noise."""
-
-    ids: Sequence[int]  # members 2j and 2j+1 are the mirrored pair of direction j; -1: the unperturbed model
-    step: int = 0
-    factors: Factors | None = None  # of these members' directions
-
-
-BASE = Members((-1,))  # the weights as they are
 
 
 class Step(NamedTuple):

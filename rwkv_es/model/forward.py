@@ -1,6 +1,7 @@
 """RWKV-7 (x070) recurrent forward of one token for S rows, each under its own perturbation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,14 @@ class Model(NamedTuple):
     arch: Arch
     scales: Mapping[str, Tensor] = {}  # of the matrices held as int8: (o,) fp32
     state_dtype: torch.dtype = torch.float32  # how rows' states are stored, fp32 or fp16
+    source: Path | None = None  # the file that it was loaded from
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Read a text, its tokens one after the other, and return the logits of what follows: (T,) -> (V,) fp32."""
+        tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=self.like.device)
+        state, weights = new_state(self, 1), unperturbed(self)
+        reset_rows_(state, weights, torch.zeros(1, dtype=torch.int64, device=tokens.device))
+        return logits(weights, forward(weights, self.arch, tokens, state)[-1:])[0]
 
     @property
     def like(self) -> Tensor:
@@ -82,6 +91,17 @@ def draw_factors(noise: StepNoise, model: Model, directions: range) -> Factors:
         factors.a[name], factors.b[name] = a.to(dtype), b.to(dtype)
         factors.scale[name] = noise.scale(name)
     return factors
+
+
+class Members(NamedTuple):
+    """Who answers, and under which noise."""
+
+    ids: Sequence[int]  # members 2j and 2j+1 are the mirrored pair of direction j; -1: the unperturbed model
+    step: int = 0
+    factors: Factors | None = None  # of these members' directions
+
+
+BASE = Members((-1,))  # the weights as they are
 
 
 class Weights(NamedTuple):

@@ -193,7 +193,7 @@ def _import_built_in(name: str) -> ModuleType:
     if "rwkv_es.tasks" not in sys.modules:
         package = ModuleType("rwkv_es.tasks")
         package.__path__ = [str(tasks_folder())]
-        sys.modules["rwkv_es.tasks"] = rwkv_es.tasks = package  # type: ignore[attr-defined]
+        sys.modules["rwkv_es.tasks"] = rwkv_es.tasks = package
     return _run_import(name, lambda: importlib.import_module(f"rwkv_es.tasks.{name}.task"))
 
 

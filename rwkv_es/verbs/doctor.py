@@ -2,50 +2,34 @@
 
 import json
 import math
-import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.es.fitness import combine, has_signal
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import as_numbers
-from rwkv_es.model.tokenizer import cut
+from rwkv_es.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Session,
     answer,
-    encode_prompt,
     open_scorers,
     open_session,
-    part_of,
     warn_if_splits_overlap,
 )
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import SPLITS, Problem
 
-NUM_GOLD = 32  # gold answers of a split that are scored before a training run: each may take its whole time limit
 NUM_DIRECTIONS = 4  # mirrored pairs that are tried
 SIGMA_FACTORS = (0.25, 1.0, 4.0)
 PROBLEMS_WITH_SIGNAL = 4  # that a step should have
 TOO_FEW = 0.5  # of the answers that come to an end by themselves
-
-
-class Gold(NamedTuple):
-    """What became of the gold answers, read and scored like a model's."""
-
-    num_checked: int  # those that are known
-    wrong: str  # the first that does not score 1.0 or cannot be written, in words; "" where there is none
-    longest: int  # tokens
-    num_too_long: int  # longer than an answer may get
-    prompt_tokens: tuple[int, float, int]  # shortest, median, longest
 
 
 class Spread(NamedTuple):
@@ -92,33 +76,6 @@ def doctor(config: Config) -> dict[str, Any]:
     return result
 
 
-def preflight(config: Config, session: Session, scorers: RewardPool) -> None:
-    """Before a training run, read and score the first gold answers; say on stderr what does not fit.
-
-    Raises:
-        TaskError: an answer does not score 1.0 by the task's own reward.
-        ConfigError: the model's vocabulary cannot express a prompt.
-        RewardError: the reward fails on most of them.
-    """
-    gold = check_gold(session, scorers, NUM_GOLD, SPLITS if config.eval_every else SPLITS[:1])
-    refuse_wrong(config, gold)
-    for warning in (*gold_warnings(config, gold), *context_warnings(session, gold)):
-        print(f"rwkv-es: {warning}", file=sys.stderr)
-
-
-def refuse_wrong(config: Config, gold: Gold) -> None:
-    """Refuse a task whose own reward does not pay its answers; another reward may mean something else.
-
-    Raises:
-        TaskError: there is such an answer.
-    """
-    if gold.wrong and not config.reward:
-        raise TaskError(
-            f"{gold.wrong}; the answer of a problem must be a text that scores 1.0: mend the answers or the task's "
-            'reward (an answer "" says that none is known), or name a reward of yours by --reward'
-        )
-
-
 def examine(config: Config, session: Session, scorers: RewardPool) -> Findings:
     """Check the gold answers, then let the model and a few members answer the first step's problems."""
     gold = check_gold(session, scorers, config.eval_size, SPLITS)
@@ -128,34 +85,6 @@ def examine(config: Config, session: Session, scorers: RewardPool) -> Findings:
     sigmas = [config.sigma * factor for factor in SIGMA_FACTORS]
     spreads = [_spread(config, session, scorers, (drawn, base, sigma)) for sigma in sigmas]
     return Findings(gold, base, spreads)
-
-
-def check_gold(session: Session, scorers: RewardPool, size: int, splits: Sequence[str]) -> Gold:
-    """Tokenise and score the known answers of the first `size` (0: all) problems of some splits."""
-    named = [
-        (f"{split} problem {index + 1} ({problem.prompt[:60]!r})", problem)
-        for split in splits
-        for index, problem in enumerate(session.task.problems(split)[: size or None])
-    ]
-    lengths = [len(encode_prompt(session, problem)) for _, problem in named]
-    prompts = (min(lengths), median(lengths), max(lengths))
-    known = [(name, problem) for name, problem in named if problem.answer]
-    try:
-        encoded = [session.tokenizer.encode(problem.answer) for _, problem in known]
-    except ConfigError as error:
-        return Gold(len(known), f"an answer cannot be written: {error}", 0, 0, prompts)
-    problems = [problem for _, problem in known]
-    texts = [_as_read(session, problem, ids) for problem, ids in zip(problems, encoded)]
-    rewards = scorers.score(problems, texts, encoded).rewards
-    bad = [f"{name}: its answer scores {reward}, not 1.0" for (name, _), reward in zip(known, rewards) if reward != 1.0]
-    too_long = sum(len(ids) > part_of(session, problem).max_new for problem, ids in zip(problems, encoded))
-    return Gold(len(known), bad[0] if bad else "", max(map(len, encoded), default=0), too_long, prompts)
-
-
-def _as_read(session: Session, problem: Problem, ids: Sequence[int]) -> str:
-    """Return a gold answer as it would be read from a model's tokens."""
-    part = part_of(session, problem)
-    return cut(session.tokenizer.decode(ids), part.strings, part.ends)
 
 
 def _ask_base(config: Config, session: Session, scorers: RewardPool, problems: Sequence[Problem]) -> Base:
@@ -225,25 +154,6 @@ def warnings(config: Config, findings: Findings) -> Iterator[str]:
         yield "no problem had different rewards under any of these noise scales: a step would move nothing"
     if base.share_stopped < TOO_FEW:
         yield f"only {base.share_stopped:.0%} of the answers come to an end by themselves; raise --max-new"
-
-
-def gold_warnings(config: Config, gold: Gold) -> Iterator[str]:
-    """Say what is amiss with the gold answers."""
-    if gold.wrong:
-        yield gold.wrong + (" (with the reward you gave)" if config.reward else "")
-    if gold.num_too_long:
-        yield f"{gold.num_too_long} gold answers are longer than an answer may get; raise --max-new"
-
-
-def context_warnings(session: Session, gold: Gold) -> Iterator[str]:
-    """Say where prompt and answer may be longer than the texts the model was trained on, which its name may tell."""
-    longest = gold.prompt_tokens[2] + max(part.max_new for part in session.parts)
-    trained = re.search(r"ctx(\d+)", session.base_path.name)
-    if trained and longest > int(trained[1]):
-        yield (
-            f"a prompt and its answer may have {longest} tokens, but the model was trained on {trained[1]}; "
-            "lower --max-new or --shots"
-        )
 
 
 def _screen(config: Config, result: dict[str, Any]) -> Iterator[str]:

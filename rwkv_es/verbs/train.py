@@ -12,9 +12,11 @@ from torch import Tensor
 from rwkv_es.config.options import Config, run_folder, to_dict
 from rwkv_es.errors import ConfigError, RewardError
 from rwkv_es.es.fitness import combine
-from rwkv_es.es.strategy import BASE, ES, Step, Update
+from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import examples, held_out_line, readable, step_line
 from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, summary
+from rwkv_es.model.forward import BASE
+from rwkv_es.preflight import preflight
 from rwkv_es.reward.pool import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
 from rwkv_es.run.cluster import Cluster, joined
 from rwkv_es.run.ledger import Ledger
@@ -32,7 +34,6 @@ from rwkv_es.session import (
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import Problem
-from rwkv_es.verbs.doctor import preflight
 
 
 class Run(NamedTuple):

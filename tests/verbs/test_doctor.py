@@ -8,10 +8,11 @@ import pytest
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.measure.console import held_out_line
+from rwkv_es.preflight import Gold, preflight
 from rwkv_es.session import open_scorers, open_session
 from rwkv_es.task.task import SPLITS
 from rwkv_es.verbs import doctor
-from rwkv_es.verbs.doctor import Base, Findings, Gold, Spread, suggest_prompts, suggest_sigma, warnings
+from rwkv_es.verbs.doctor import Base, Findings, Spread, suggest_prompts, suggest_sigma, warnings
 
 GOOD = Gold(10, "", 20, 0, (5, 6, 7))
 MOVING = Spread(1e-3, 0.3, 0.1, 0.5, 0.4)
@@ -167,7 +168,7 @@ def test_what_does_not_fit_is_said(tmp_path, capsys):
     config = Config(threads=1, reward_workers=0, max_new=5)
     session = open_session(config)
     with open_scorers(config) as scorers:
-        doctor.preflight(config, session._replace(base_path=tmp_path / "rwkv7-ctx12-tiny.pth"), scorers)
+        preflight(config, session._replace(base_path=tmp_path / "rwkv7-ctx12-tiny.pth"), scorers)
     too_long, context = capsys.readouterr().err.splitlines()
     assert too_long == "rwkv-es: 64 gold answers are longer than an answer may get; raise --max-new"
     assert "may have 13 tokens, but the model was trained on 12" in context
