@@ -14,9 +14,10 @@ from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.model.forward import BASE, Members, Model, rows_differ
+from rwkv_es.model.forward import Model, rows_differ
 from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.model.weights import BASE, Members
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.task.mixture import load_tasks, overlap

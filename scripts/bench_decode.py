@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rwkv_es.engine import cpu
 from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.forward import Model, Weights, draw_factors, new_state, perturb
+from rwkv_es.model.forward import Model, draw_factors, new_state, perturb
+from rwkv_es.model.weights import Weights
 from rwkv_es.noise.factors import Noise, select
 
 

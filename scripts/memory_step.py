@@ -23,8 +23,9 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import padded
 from rwkv_es.es.strategy import ES
-from rwkv_es.model.forward import Factors, Model
+from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
+from rwkv_es.model.weights import Factors
 from rwkv_es.session import answer, open_session
 
 _EVERY_S = 0.002

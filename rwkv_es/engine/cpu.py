@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
-from rwkv_es.model.forward import ROW_MULTIPLE, Factors, Model, State, Weights, layer_norm, new_state
+from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, layer_norm, new_state
 from rwkv_es.model.layout import Arch, Params
+from rwkv_es.model.weights import Factors, Weights
 
 try:
     from rwkv_es.engine import cpu_kernels as kernels

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
-from rwkv_es.model.forward import ROW_MULTIPLE, Factors, Model, State, Weights, forward, layer_norm, logits, new_state
+from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, forward, layer_norm, logits, new_state
 from rwkv_es.model.layout import Arch, Params
+from rwkv_es.model.weights import Factors, Weights
 
 CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only where it is repeated
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_es.model.forward import Factors, Model
+from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
+from rwkv_es.model.weights import Factors
 
 SLOW_START_S = 1.0
 _OUTSIDE = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.rollout import Decoding, engine_of, padded
-from rwkv_es.model.forward import Model, State, Weights, new_state, reset_rows_, unperturbed
+from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
+from rwkv_es.model.weights import Weights
 
 
 class Text(NamedTuple):

@@ -14,18 +14,9 @@ from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, lon
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.checkpoint import Arch
-from rwkv_es.model.forward import (
-    ROW_MULTIPLE,
-    Factors,
-    Model,
-    State,
-    Weights,
-    new_state,
-    perturb,
-    reset_rows_,
-    unperturbed,
-)
+from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.tokenizer import Stops
+from rwkv_es.model.weights import Factors, Weights
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens

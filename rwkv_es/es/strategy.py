@@ -20,7 +20,8 @@ from rwkv_es.es.fitness import shape
 from rwkv_es.es.schedule import decay
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.model.forward import Members, Model, draw_factors, with_initial_state
+from rwkv_es.model.forward import Model, draw_factors, with_initial_state
+from rwkv_es.model.weights import Members
 from rwkv_es.noise.factors import Noise, StepNoise, select
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")

@@ -15,7 +15,7 @@ from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import examples, held_out_line, readable, step_line
 from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, summary
-from rwkv_es.model.forward import BASE
+from rwkv_es.model.weights import BASE
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.pool import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
 from rwkv_es.run.cluster import Cluster, joined

@@ -13,16 +13,8 @@ from rwkv_es.engine.layers import announced
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.forward import (
-    Weights,
-    draw_factors,
-    forward,
-    logits,
-    new_state,
-    perturb,
-    reset_rows_,
-    with_initial_state,
-)
+from rwkv_es.model.forward import draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state
+from rwkv_es.model.weights import Weights
 from rwkv_es.noise.factors import Noise, select
 
 FUSED_KINDS = [kind for kind in KINDS if kind not in ("vectors", "everything")]

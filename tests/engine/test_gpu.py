@@ -20,7 +20,8 @@ from rwkv_es.engine import gpu
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.forward import Weights, draw_factors, new_state, perturb, with_initial_state
+from rwkv_es.model.forward import draw_factors, new_state, perturb, with_initial_state
+from rwkv_es.model.weights import Weights
 from rwkv_es.noise import factors
 
 HAS_GPU = torch.cuda.is_available()

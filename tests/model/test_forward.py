@@ -12,7 +12,6 @@ from rwkv_es.model import checkpoint
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import (
     Model,
-    Weights,
     draw_factors,
     forward,
     logits,
@@ -22,6 +21,7 @@ from rwkv_es.model.forward import (
     rows_differ,
     with_initial_state,
 )
+from rwkv_es.model.weights import Weights
 from rwkv_es.noise.factors import Noise, select
 
 KINDS = {

@@ -9,7 +9,7 @@ import torch
 from rwkv_es.config.options import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.checkpoint import load
-from rwkv_es.model.forward import BASE
+from rwkv_es.model.weights import BASE
 from rwkv_es.run.ledger import best_weights, chained, read_steps
 from rwkv_es.run.snapshots import Best
 from rwkv_es.session import answer, open_session
