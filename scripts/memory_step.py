@@ -7,6 +7,7 @@
 Prints one JSON line. `peak_bytes` is the most anonymous memory (RssAnon, Linux) ever seen. The pages of the mapped
 checkpoint are not counted, since the system takes them back whenever it likes; `peak_with_file_bytes` (VmHWM) counts
 them. `needed_bytes` is weights + state pool + factors; `over` is how far the peak is above that, as a fraction of it.
+`planned_bytes` is what `rwkv_es.engine.memory` expects beforehand; `planned_over` is how far the peak is above that.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine import cpu, memory
 from rwkv_es.engine.rollout import padded
 from rwkv_es.es.strategy import ES
 from rwkv_es.model.forward import Model
@@ -28,6 +30,8 @@ from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.model.weights import Factors
 from rwkv_es.session import answer, open_session
 
+_OF_MAKE = ("make", "layers", "dim", "vocab", "ranks")
+_OF_LOAD = ("dtype", "quantize", "state_dtype", "master", "optimizer", "threads", "temperature")
 _EVERY_S = 0.002
 _BLOCK = 1 << 22
 
@@ -68,8 +72,8 @@ def main() -> int:
 
 def take_step(options: argparse.Namespace) -> dict[str, Any]:
     """Take one step with a made-up fitness; return what it held and how long it took."""
-    names = ("model", "dtype", "master", "quantize", "population", "prompts", "max_new", "rank", "threads")
-    config = Config(**{name: getattr(options, name) for name in names}, slots=options.population * options.prompts)
+    values = {name: value for name, value in vars(options).items() if name not in _OF_MAKE}
+    config = Config(**values, slots=options.population * options.prompts)
     peak, clock = Peak(), [time.perf_counter()]
 
     def lap(name: str) -> None:
@@ -93,11 +97,13 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         "state_bytes": state_bytes(es.model, padded(config.slots)),
         "factors_bytes": factors_bytes(members.factors),
     }
-    most, needed = max(peak.laps.values()), sum(held.values())
+    most, needed, expected = max(peak.laps.values()), sum(held.values()), planned(config, es)
     return {
         "peak_bytes": most,
         "needed_bytes": needed,
         "over": round(most / needed - 1, 3),
+        "planned_bytes": expected,
+        "planned_over": round(most / expected - 1, 3),
         **held,
         "before_loading_bytes": peak.start,
         "peak_with_file_bytes": rss("VmHWM"),
@@ -107,8 +113,19 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_read": answers.rollout.num_read,
         "step_rms_per_sigma": moved.step_rms_per_sigma,
         "checksum": checked,
-        **{name: getattr(options, name) for name in names},
+        **values,
     }
+
+
+def planned(config: Config, es: ES) -> int:
+    """Return the peak that is expected."""
+    load = memory.Load(
+        slots=config.slots,
+        population=config.population,
+        engine=config.engine if config.engine != "auto" else "numba" if cpu.is_able(es.model, None) else "torch",
+        **{name: getattr(config, name) for name in _OF_LOAD},
+    )
+    return memory.needed(es.model.arch, es.noise.targets, load).peak
 
 
 def num_bytes(tensor: torch.Tensor) -> int:
@@ -120,7 +137,7 @@ def state_bytes(model: Model, rows: int) -> int:
     """Return what the recurrent state of some rows takes."""
     arch = model.arch
     shifts = 2 * arch.n_embd * model.like.element_size()
-    return rows * arch.n_layer * (shifts + arch.n_head * HEAD_SIZE**2 * 4)
+    return rows * arch.n_layer * (shifts + arch.n_head * HEAD_SIZE**2 * model.state_dtype.itemsize)
 
 
 def factors_bytes(factors: Factors) -> int:
@@ -155,6 +172,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--master", default="stochastic")
     parser.add_argument("--quantize", default="none")
+    parser.add_argument("--state-dtype", default="fp32")
+    parser.add_argument("--optimizer", default="sgd")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--max-new", type=int, default=4)

@@ -224,8 +224,9 @@ class _Rows:
         source, target = (np.array(slots) for slots in zip(*moves))
         for column in self._columns():
             column[target] = column[source]
-        for part in (*self.state, self.member.unsqueeze(0)):
-            part[:, self._index(target)] = part[:, self._index(source)]
+        to, start = self._index(target), self._index(source)
+        for rows in (*(layer for part in self.state for layer in part), self.member):  # a layer's copy at a time
+            rows[to] = rows[start]
         self.weights = self._weights()
 
     def _place_(self, slot: int, request: Request, num_read: int) -> None:

@@ -22,7 +22,8 @@ from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model, draw_factors, with_initial_state
 from rwkv_es.model.weights import Members
-from rwkv_es.noise.factors import Noise, StepNoise, select
+from rwkv_es.noise.factors import Noise, StepNoise
+from rwkv_es.noise.targets import select
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
 OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from rwkv_es.errors import CheckpointError
 
-Params = dict[str, Tensor]  # official names and shapes, in the file's order
+if TYPE_CHECKING:  # sizes are asked for before torch is loaded
+    from torch import Tensor
+
+Params = dict[str, "Tensor"]  # official names and shapes, in the file's order
 
 HEAD_SIZE = 64
 STATE = re.compile(r"blocks\.\d+\.att\.time_state")  # the tuned initial state, (H,K_h,K_h) per layer

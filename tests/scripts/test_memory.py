@@ -6,15 +6,19 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_params
 from places import ROOT
 
+from rwkv_es.engine.rollout import Decoding, _Rows
+from rwkv_es.engine.scheduler import Move, Request
 from rwkv_es.es.update import Rule, Updater, checksum, gradient
 from rwkv_es.model import checkpoint, int8
 from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model, draw_factors
+from rwkv_es.model.tokenizer import Stops
 from rwkv_es.noise.factors import Noise, select
 
 SCRIPTS = ROOT / "scripts"
@@ -145,6 +149,36 @@ def test_the_script_measures_a_whole_step(tmp_path):
     needed = found["weights_bytes"] + found["state_bytes"] + found["factors_bytes"]
     assert found["needed_bytes"] == needed
     assert needed < found["peak_bytes"] - found["before_loading_bytes"] < needed + 200 * MB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dtype", "bf16", "--population", "64", "--prompts", "4"),
+        ("--dtype", "bf16", "--master", "fp32", "--population", "16", "--prompts", "2"),
+        ("--dtype", "fp32", "--engine", "torch", "--population", "32", "--prompts", "2", "--optimizer", "adam"),
+        ("--dtype", "bf16", "--quantize", "int8", "--population", "32", "--prompts", "2", "--temperature", "1"),
+    ],
+)
+def test_a_step_holds_what_was_planned(tmp_path, options):
+    def script(*arguments):
+        command = [sys.executable, str(SCRIPTS / "memory_step.py"), str(tmp_path / "model.pth"), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    script("--make", "--layers", "12", "--dim", "768", "--ranks", "64", "64", "32", "128")
+    found = json.loads(script(*options, "--max-new", "2"))
+    assert abs(found["planned_over"]) < 0.1
+
+
+def test_rows_that_move_are_copied_a_layer_at_a_time():
+    params = random_params(8, 256, 64)
+    model = Model(params, Arch(8, 256, 4, 64, 64, 1024, 8, 8, 8, 16))
+    requests = [Request(-1, i, (1, 2), 4) for i in range(64)]
+    rows = _Rows(model, requests, Decoding(Stops(-1, (), np.zeros(64, bool), []), slots=64), None)
+    moves = [Move(32 + i, i) for i in range(32)]
+    taken = extra(lambda: rows.move_(moves))
+    assert taken < 8 * MB  # half of the states is 16.8 MB
 
 
 def test_the_measurement_sees_memory_that_is_held_for_a_moment():
