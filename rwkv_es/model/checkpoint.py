@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rwkv_es.errors import CheckpointError
 from rwkv_es.files import sync
+from rwkv_es.model.header import resolve as resolve  # noqa: PLC0414 - callers know it by this module
 from rwkv_es.model.layout import STATE, Arch, Params, check_shapes, infer, refuse_other_models
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,22 +29,6 @@ _DAMAGE: tuple[type[Exception], ...] = (  # what torch raises for broken files
     *(RuntimeError, OSError, EOFError, ImportError),
 )
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows it from 3.13 on; Linux's value
-_EMBEDDED = Path(__file__).parent.parent / "tiny" / "rwkv7-tiny.pth"
-
-
-def resolve(model: str) -> Path:
-    """Return the file that a model name means: "tiny" is the embedded one; ".pth" may be left out.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    if model == "tiny":
-        return _EMBEDDED
-    for path in (model, model + ".pth"):
-        if os.path.isfile(path):
-            return Path(path)
-    what = "is a folder" if os.path.isdir(model) else "does not exist"
-    raise CheckpointError(f'model {model!r} {what}; give a .pth or .safetensors file, or "tiny" for the embedded model')
 
 
 def load(path: str | Path, may_be_int8: bool = False) -> tuple[Params, Arch]:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.checkpoint import Arch, Params, load, load_state, resolve
+from rwkv_es.model.checkpoint import Arch, Params, load, load_state
 from rwkv_es.model.forward import Model
+from rwkv_es.model.header import resolve
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.tokenizer import Tokenizer, load_tokenizer
 

@@ -1,0 +1,109 @@
+"""Sizes of a model that is not loaded: by name, or from the header of a file."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoints import random_params
+from safetensors.torch import save_file
+
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.model.header import SIZES, describe, read_header
+from rwkv_es.model.layout import Arch, expected_shapes
+
+SMALL = Arch(2, 128, 2, 64, 50, 512, 8, 8, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "billions"),
+    [("0.1b", 0.19), ("0.4b", 0.45), ("1.5b", 1.53), ("2.9b", 2.95), ("7.2b", 7.2), ("13.3b", 13.27)],
+)
+def test_a_released_size_has_as_many_weights_as_its_name_says(size, billions):
+    shapes = expected_shapes(describe(size).arch)
+    entries = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert entries / 1e9 == pytest.approx(billions, rel=0.01)
+    assert describe(size.upper()) == describe(size) == describe(size[:-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_files_sizes_are_those_of_its_tensors(tmp_path, dtype, suffix):
+    path, params = tmp_path / f"m{suffix}", random_params(2, 128, 50, dtype=dtype)
+    save_file(params, path) if suffix == ".safetensors" else torch.save(params, path)
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    assert describe(str(path)) == (SMALL, name, path.name)
+
+
+def test_parameters_and_a_modules_state_dict_are_read_too(tmp_path):
+    params = {name: torch.nn.Parameter(w) for name, w in random_params(2, 128, 50).items()}
+    torch.save(
+        torch.nn.ParameterDict({name.replace(".", "/"): w for name, w in params.items()}).state_dict(),
+        tmp_path / "s.pth",
+    )
+    with pytest.raises(CheckpointError, match=r"emb\.weight is missing"):
+        read_header(tmp_path / "s.pth")  # read, and not of this layout
+    torch.save(params, tmp_path / "m.pth")
+    assert read_header(tmp_path / "m.pth").arch == SMALL
+
+
+def test_no_value_is_read(tmp_path):
+    torch.save(random_params(2, 128, 50), tmp_path / "m.pth")
+    whole = (tmp_path / "m.pth").read_bytes()
+    (tmp_path / "m.pth").write_bytes(whole.replace(b"\x3f\x80", b"\xff\xff"))
+    assert read_header(tmp_path / "m.pth").arch == SMALL
+
+
+class Trap:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('run')",))
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    torch.save({**random_params(1, 128, 50), "x": Trap()}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="no readable header"):
+        read_header(tmp_path / "m.pth")
+
+
+def damaged(kind, path):
+    if kind == "text":
+        path.write_text("hello")
+    elif kind == "long":
+        path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    elif kind == "shapeless":
+        head = json.dumps({"emb.weight": {"dtype": "F32"}}).encode()
+        path.write_bytes(struct.pack("<Q", len(head)) + head)
+    else:
+        torch.save({"model": random_params(1, 128, 50)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("text", "m.pth"),
+        ("text", "m.safetensors"),
+        ("long", "m.safetensors"),
+        ("shapeless", "m.safetensors"),
+        ("nested", "m.pth"),
+    ],
+)
+def test_a_damaged_header_is_one_sentence(tmp_path, kind, name):
+    damaged(kind, tmp_path / name)
+    with pytest.raises(CheckpointError, match=name):
+        read_header(tmp_path / name)
+
+
+def test_what_is_neither_size_nor_file_is_refused():
+    with pytest.raises(ConfigError, match=r"'8b' is no file and no released size \(0\.1b, .*tiny\)"):
+        describe("8b")
+    with pytest.raises(CheckpointError, match=r"none\.pth.* does not exist"):
+        describe("none.pth")
+    assert describe("tiny").arch.n_embd == 64
+    assert len(SIZES) == 6
+
+
+def test_it_needs_no_torch():
+    code = "import sys; from rwkv_es.model.header import describe; describe('tiny'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
