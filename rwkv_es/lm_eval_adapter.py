@@ -20,7 +20,7 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.model.tokenizer import END_ID, Tokenizer, cut, load_tokenizer, make_stops
 from rwkv_es.session import open_model
 
-MAX_NEW = 256  # tokens, where a task does not say: the harness's own default
+MAX_NEW = 256  # tokens, if a task does not set it: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
 _KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_NEW_NAMES}
 GREEDY = Sampling()
@@ -72,7 +72,7 @@ class RwkvLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells tokenizer and chat template from others."""
+        """What distinguishes tokenizer and chat template."""
         return f"rwkv-es-{self.tokenizer.n_vocab}"
 
     def _generate(self, contexts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -97,7 +97,7 @@ class RwkvLM(LM):
 
 def split(tokenizer: Tokenizer, context: str, continuation: str, has_bos: bool = False) -> Text:
     """Return the tokens of context + continuation; those to be predicted begin with the first that reaches past the
-    context, even where it begins inside it. Token 0 comes first where there would be nothing to predict from.
+    context, even if it begins inside it. Token 0 comes first if there would be nothing to predict from.
     """
     ids = tokenizer.encode(context + continuation)
     num_context_bytes, num_bytes, start = len(context.encode("utf-8", "replace")), 0, 0

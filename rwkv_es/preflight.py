@@ -20,7 +20,7 @@ class Gold(NamedTuple):
     """What became of the gold answers, read and scored like a model's."""
 
     num_checked: int  # those that are known
-    wrong: str  # the first that does not score 1.0 or cannot be written, in words; "" where there is none
+    wrong: str  # the first that does not score 1.0 or cannot be written, in words; "" if there is none
     longest: int  # tokens
     num_too_long: int  # longer than an answer may get
     prompt_tokens: tuple[int, float, int]  # shortest, median, longest
@@ -49,7 +49,7 @@ def refuse_wrong(config: Config, gold: Gold) -> None:
     if gold.wrong and not config.reward:
         raise TaskError(
             f"{gold.wrong}; the answer of a problem must be a text that scores 1.0: mend the answers or the task's "
-            'reward (an answer "" says that none is known), or name a reward of yours by --reward'
+            'reward (an answer "" means that none is known), or name a reward of yours by --reward'
         )
 
 
@@ -90,7 +90,7 @@ def gold_warnings(config: Config, gold: Gold) -> Iterator[str]:
 
 
 def context_warnings(session: Session, gold: Gold) -> Iterator[str]:
-    """Say where prompt and answer may be longer than the texts the model was trained on, which its name may tell."""
+    """Warn if prompt and answer may be longer than the texts the model was trained on, as inferred from its name."""
     longest = gold.prompt_tokens[2] + max(part.max_new for part in session.parts)
     trained = re.search(r"ctx(\d+)", session.base_path.name)
     if trained and longest > int(trained[1]):

@@ -3,7 +3,7 @@
     python scripts/bench_decode.py --layers 4 --dim 128 --vocab 64 --rows 256 --rank 1 --threads 1 --steps 20
 
 Prints one JSON line with tokens/s (medians) and the ratios floor/unperturbed (in time) and perturbed/unperturbed (in
-tokens/s). A random official-layout model is made in memory where no --model is given.
+tokens/s). A random official-layout model is made in memory if no --model is given.
 """
 
 import argparse

@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     add("slope", 2.0, "what the log-odds lose from target 0 to target 100")
     add("shorten", 0.7, "share of the steps that drop lines without a hit: 90%% of them at first")
     add("hit-weight", 3.0, "loss weight of the token that recognises the target")
-    add("threads", 1, "CPU threads: another number gives other last bits")
+    add("threads", 1, "CPU threads: a different number gives different last bits")
     add("test", 500, "held-out problems to measure at the end")
     return parser.parse_args()
 

@@ -103,7 +103,7 @@ class FusedEngine:
         return layer_norm(weights, x, "ln_out")
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
-        """Apply the LM head: x (S,C) -> (S,V). The threads share out rows, or words where there are more of them."""
+        """Apply the LM head: x (S,C) -> (S,V). The threads share out rows, or words if there are more of them."""
         head = weights.params["head.weight"]
         scores = torch.empty(len(x), len(head))
 
@@ -202,7 +202,7 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
 
     @cache
     def buffers(rows: int) -> Scratch:
-        # Contiguous for every number of rows: numba compiles other code, with other bits, for strides.
+        # Contiguous for every number of rows: numba compiles different code, with different bits, for strides.
         mixed, products, *halves, hidden, v_first = (m[: rows * w] for m, w in zip(memory, widths))
         mixed, products = mixed.view(6, rows, c), products.view(7, rows, c)
         halves = [half.view(rows, -1) for half in halves]

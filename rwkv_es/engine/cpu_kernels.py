@@ -4,7 +4,7 @@ Rows are independent and every row runs the same code, so that its bits depend o
 the output side of the perturbations whose product it consumes, and takes the input side of those whose operand it
 makes, while the values are in the cache: no pass over memory is made for a perturbation alone.
 
-Where shifts and state have one row, it reads all the rows of x as its tokens, one after the other.
+If shifts and state have one row, it reads all the rows of x as its tokens, one after the other.
 """
 
 import math
@@ -58,7 +58,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN_2 = np.float32(0.6931471805599453)
 _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LOG_DECAY = np.float32(-0.606531)
-HEADS_AT_ONCE = 64  # or those of one row, where it has more
+HEADS_AT_ONCE = 64  # or those of one row, if it has more
 
 # Without numba's counting of references (_nrt) a slice costs nothing; the kernels then may not allocate.
 _OPTIONS: Any = {"nogil": True, "fastmath": True, "cache": True, "error_model": "numpy", "_nrt": False}

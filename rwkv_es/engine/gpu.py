@@ -17,7 +17,7 @@ from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, forward, layer_nor
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 
-CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only where it is repeated
+CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only if it is repeated
 
 Work = Callable[[], None]
 
@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 @cache
 def _kernels() -> Any:
-    """Import the kernels, and Triton, when they are first needed; None where Triton is missing or too old."""
+    """Import the kernels, and Triton, when they are first needed; None if Triton is missing or too old."""
     try:
         from rwkv_es.engine import gpu_kernels
     except ImportError:

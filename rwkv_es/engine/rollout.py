@@ -99,9 +99,9 @@ def rollout(
 
 @contextmanager
 def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Engine]:
-    """Choose what computes `forward` and `logits`: fused CPU kernels where they can, else plain torch.
+    """Choose what computes `forward` and `logits`: fused CPU kernels if they can, else plain torch.
 
-    The Triton engine has been proved in its interpreter only, so it is used where it is asked for.
+    The Triton engine has been proved in its interpreter only, so it is used only if asked for.
 
     Raises:
         ConfigError: the engine that was asked for cannot run this model under these perturbations.

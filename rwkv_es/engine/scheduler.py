@@ -19,7 +19,7 @@ class Request(NamedTuple):
     sample: int = 0
     step: int = 0
     forks: tuple[int, ...] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
-    stops: Stops | None = None  # where it ends; None: as the decoding says
+    stops: Stops | None = None  # where it ends; None: the decoding's
     id: int = -1  # its place in the list of requests; `rollout` sets it
 
 

@@ -1,4 +1,4 @@
-"""Sixteen fp32 values as one value in numba kernels, where the compiler does not find the vectors of a loop by itself.
+"""Sixteen fp32 values as one value in numba kernels, since the compiler does not find the vectors of a loop by itself.
 
 An array of any shape is given as it lies in memory (contiguous), with the place of the first of sixteen neighbours in
 it. LLVM cuts the sixteen into what the machine has: one register with AVX-512, two with AVX2, four on ARM. Nothing is

@@ -50,7 +50,7 @@ class Update(NamedTuple):
     sigma: float
     lr: float
     reward_mean: float
-    step_rms_per_sigma: float  # how far an entry moved, in units of its noise: 0 where the rewards gave no signal
+    step_rms_per_sigma: float  # how far an entry moved, in units of its noise: 0 if the rewards gave no signal
 
 
 class ES:
@@ -132,7 +132,7 @@ class ES:
         the weights stay.
 
         Raises:
-            ConfigError: another number of members, or the update is not finite.
+            ConfigError: the number of members is not the population, or the update is not finite.
         """
         rewards = torch.as_tensor(rewards, dtype=torch.float64)
         if len(rewards) != self.population:
@@ -155,7 +155,7 @@ class ES:
             if found != step.checksum:
                 raise CheckpointError(
                     f"the weights rebuilt for step {step.step} have the checksum {found}, not {step.checksum} as in "
-                    "the ledger; the base checkpoint, a snapshot or the ledger was changed, or the device is another"
+                    "the ledger; the base checkpoint, a snapshot or the ledger was changed, or the device differs"
                 )
             yield step
 

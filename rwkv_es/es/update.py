@@ -83,7 +83,7 @@ class Updater:
         return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.names}
 
     def weights(self) -> Params:
-        """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
+        """Return the most exact weights there are: master copies if they exist; all but int8 in one dtype."""
         if not self.master:
             return self.params
         return {

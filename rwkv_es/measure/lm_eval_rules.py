@@ -2,7 +2,7 @@
 
 import re
 
-INVALID = "[invalid]"  # what the harness takes for the answer where there is none
+INVALID = "[invalid]"  # what the harness takes for the answer if there is none
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))

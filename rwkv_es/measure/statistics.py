@@ -33,7 +33,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of one value per problem: Wilson's interval where all are 0 or 1, else the bootstrap's."""
+    """Estimate the mean of one value per problem: Wilson's interval if all are 0 or 1, else the bootstrap's."""
     if set(values) <= {0.0, 1.0}:
         return Estimate(sum(values) / len(values), *wilson(int(sum(values)), len(values)))
     return Estimate(math.fsum(values) / len(values), *bootstrap(values))

@@ -53,7 +53,7 @@ def load_state(path: str | Path, arch: Arch) -> Params:
     """Read an initial-state file: nothing but blocks.{i}.att.time_state (H,K_h,K_h) of every layer, taken as it is.
 
     Raises:
-        CheckpointError: it is unreadable, holds something else, or belongs to a model of other sizes.
+        CheckpointError: it is unreadable, holds something else, or belongs to a model of different sizes.
     """
     path = Path(path)
     tensors = _read(path)
@@ -178,7 +178,7 @@ def _load_pth(path: Path) -> Any:
 def _is_late_pickle(path: Path, error: UnpicklingError) -> bool:
     """Say whether torch has met a protocol of pickle that it does not read, in a file that begins like a pickle or zip.
 
-    Such a file may hold harmless tensors, but nothing tells.
+    Such a file may hold harmless tensors, but nothing shows it.
     """
     with path.open("rb") as file:
         return file.read(1) in (b"\x80", b"P") and bool(_LATE_OPERAND.search(str(error)))

@@ -13,7 +13,7 @@ from rwkv_es.model.weights import Factors, Weights, product
 from rwkv_es.model.wkv import wkv_
 from rwkv_es.noise.factors import StepNoise, sign
 
-ROW_MULTIPLE = 8  # matrix products are given multiples of this many rows: with 1, 2 or 5, BLAS takes other paths
+ROW_MULTIPLE = 8  # matrix products are given multiples of this many rows: with 1, 2 or 5, BLAS takes different paths
 _LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
 
 
@@ -107,7 +107,7 @@ def reset_rows_(state: State, weights: Weights, rows: Tensor) -> None:
 def forward(weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
     """Read one token per row: tokens (S,) int64 -> (S,C) for `logits`. The state (S rows) is updated in place.
 
-    Where the state has one row only, it reads all the tokens, one after the other: (T,) -> (T,C).
+    If the state has one row only, it reads all the tokens, one after the other: (T,) -> (T,C).
     """
     x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
     v_first = x  # layer 0 sets it

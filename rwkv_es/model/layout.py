@@ -57,7 +57,7 @@ def infer(path: Path, tensors: Params) -> Arch:
     """Infer the sizes from the tensors' shapes; `path` is for messages.
 
     Raises:
-        CheckpointError: a tensor that tells a size is missing or malformed.
+        CheckpointError: a tensor that a size is inferred from is missing or malformed.
     """
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def check_shapes(path: Path, tensors: Params, arch: Arch) -> None:
     """Check that exactly the tensors of such a model are there, each of the right shape.
 
     Raises:
-        CheckpointError: names the first tensor that is missing, unknown or of another shape.
+        CheckpointError: names the first tensor that is missing, unknown or of a different shape.
     """
     expected = expected_shapes(arch)
     missing = [name for name in expected if name not in tensors]

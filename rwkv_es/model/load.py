@@ -37,7 +37,7 @@ def load_model(
     large matrices in 8 bits. state: a file with an initial state.
 
     Raises:
-        CheckpointError, ConfigError: a file is missing, damaged or of another kind, or the device cannot be used.
+        CheckpointError, ConfigError: a file is missing, damaged or of the wrong kind, or the device cannot be used.
     """
     loaded = load_base(path, dtype=dtype, device=device, is_int8=quantize == "int8", state=state)
     return loaded.model, load_tokenizer(tokenizer, loaded.path, loaded.model.arch.n_vocab)

@@ -1,6 +1,6 @@
-"""Processes that train one model together: who does what, what they tell each other, who is lost.
+"""Processes that train one model together: who does what, what they exchange, who is lost.
 
-Only this module imports torch.distributed, and only where there are several processes. In a step, one
+Only this module imports torch.distributed, and only if there are several processes. In a step, one
 float64 per member and prompt goes round, and a few counters; weights go round once, when a run continues.
 """
 
@@ -26,7 +26,7 @@ from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated
 from rwkv_es.model.checkpoint import Params
 from rwkv_es.run.launcher import on_sigterm
 
-ANSWER_S = 5.0  # how long after a failure the others may take to say that they are alive
+ANSWER_S = 5.0  # how long after a failure the others may take to report that they are alive
 TERMINATED_S = 3.0  # the same, when the launcher ends all
 JOIN_S = 120.0  # how long processes wait at the start for all to be there
 _GRACE_S = 60.0  # our own time limit speaks before that of torch, which does not know names
@@ -122,7 +122,7 @@ class Cluster:
         """Learn the others' hosts, and make sure that all were started alike.
 
         Raises:
-            ConfigError: a process was started with other options or versions.
+            ConfigError: a process was started with different options or versions.
         """
         mine = {**options, "rwkv_es": __version__, "torch": torch.__version__}
         said = [self.broadcast((socket.gethostname(), mine), source) for source in range(self.size)]

@@ -41,7 +41,7 @@ class Best(NamedTuple):
 def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float | None = None) -> None:
     """Save a snapshot whole or not at all; then prune to `keep` besides the best.
 
-    `best_score` is given where these are the best weights so far.
+    `best_score` is given if these are the best weights so far.
 
     Raises:
         ConfigError, CheckpointError: the files cannot be written.
@@ -139,7 +139,7 @@ def _check_files(path: Path) -> None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({type(error).__name__})") from None
     if changed:
-        raise CheckpointError(f"{path / changed[0]} is not what was written: its sha256 is another")
+        raise CheckpointError(f"{path / changed[0]} is not what was written: its sha256 is different")
 
 
 def _seal(meta: Mapping[str, Any]) -> str:

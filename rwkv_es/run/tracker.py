@@ -1,4 +1,4 @@
-"""Where a run's scalars go besides `metrics.jsonl`: TensorBoard, W&B and others, through Accelerate."""
+"""Where a run's scalars go besides `metrics.jsonl`: TensorBoard, W&B and the like, through Accelerate."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rwkv_es.errors import ConfigError
 
 @contextmanager
 def open_tracker(config: Config, folder: Path | None, num_steps: int) -> Iterator[Any]:
-    """Start one of Accelerate's trackers for the run in `folder`, after `num_steps` steps; None where none is wanted.
+    """Start one of Accelerate's trackers for the run in `folder`, after `num_steps` steps; None if none is wanted.
 
     Raises:
         ConfigError: the tracker is not installed or cannot be started.

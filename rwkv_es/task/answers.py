@@ -21,7 +21,7 @@ def final_part(text: str) -> str:
 def last_number(text: str) -> Decimal | None:
     """Return the number after the last `####` that has one, else the last number.
 
-    None where there is no number or it is over 50 characters long.
+    None if there is no number or it is over 50 characters long.
     """
     if match := _last_match(_MARKED, text):
         is_negative = "-" in match[1] or "−" in match[1]
@@ -69,7 +69,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def vote(text: str) -> str:
-    """Return what a text answers, to be compared with other texts' answers; "" where it gives none.
+    """Return what a text answers, to be compared with other texts' answers; "" if it gives none.
 
     The last answer tag, box, or number after the thinking, else the last line.
     """

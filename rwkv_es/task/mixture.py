@@ -89,7 +89,7 @@ def load_tasks(spec: str, data: str = "") -> Task:
 
 
 def parse(spec: str) -> list[Named] | None:
-    """Read `task=weight,task=weight` (a weight left out is 1); None where the spec names one task alone.
+    """Read `task=weight,task=weight` (a weight left out is 1); None if the spec names one task alone.
 
     Raises:
         TaskError: a weight is no number above 0, or a task is named twice.

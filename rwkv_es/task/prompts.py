@@ -12,7 +12,7 @@ _GAP = "\n\n"  # between an example and what follows
 
 
 class Prompting(NamedTuple):
-    """What the options say about prompts; every problem is asked in the way of its own task where they say nothing."""
+    """What the options say about prompts; every problem is asked in the way of its own task if they say nothing."""
 
     template: str = "auto"
     system: str = ""

@@ -82,7 +82,7 @@ class Template(NamedTuple):
 _TURN = "User: {q}\n\nAssistant:"
 TEMPLATES: dict[str, Template] = {
     "chat": Template(_TURN),
-    "think": Template(_TURN, " <think"),  # without ">": "<think>" would be other tokens than the model was trained on
+    "think": Template(_TURN, " <think"),  # without ">": "<think>" would be tokens that the model was not trained on
     "short_think": Template(_TURN, " <think>\n</think"),
     "system": Template(_TURN),  # with a system text, which chat, think and short_think may have
     "assistant_think": Template(  # EGGROLL's prompt for Countdown and AIME, as published

@@ -76,7 +76,7 @@ def open_speaker(config: Config) -> Speaker:
 
 
 class Conversation:
-    """What has been said: the state after all tokens read, and the little that is not read yet."""
+    """The conversation so far: the state after all tokens read, and the little that is not read yet."""
 
     def __init__(self, speaker: Speaker) -> None:
         self.speaker = speaker
@@ -161,7 +161,7 @@ class Conversation:
 
 
 def find_stop(data: bytes, stops: tuple[bytes, ...]) -> int | None:
-    """Return where the first stop string begins; None where there is none."""
+    """Return where the first stop string begins; None if there is none."""
     return min((data.index(stop) for stop in stops if stop in data), default=None)
 
 
@@ -183,7 +183,7 @@ def _answer(conversation: Conversation, question: str) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C ask for an end (the function yielded says whether it did) rather than end the program: no token is
+    """Let Ctrl-C ask for an end (the function yielded reports whether it did) rather than end the program: no token is
     read by half. A second one ends the program."""
     asked: list[int] = []
 
@@ -200,7 +200,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _accept_any_text() -> None:
-    """Let bytes that are no text, and text that the terminal cannot show, become other characters."""
+    """Let bytes that are no text, and text that the terminal cannot show, become replacement characters."""
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

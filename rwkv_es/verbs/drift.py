@@ -71,7 +71,7 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def with_base(config: Config) -> list[Config]:
-    """Return the options for each model: first the base, if one is given; the initial state is the other one's."""
+    """Return the options for each model: first the base, if one is given; the initial state is the second one's."""
     base = [replace(config, model=config.base, state="")] if config.base else []
     return [*base, config]
 
@@ -88,7 +88,7 @@ def _open(config: Config, text: str) -> tuple[list[Path], list[Model], list[int]
         models.append(model)
         readings.append(tokenizer.encode(text))
     if readings[0] != readings[-1] or models[0].arch.n_vocab != models[-1].arch.n_vocab:
-        raise ConfigError(f"{config.base} and {config.model} have other tokens, so they cannot be compared on a text")
+        raise ConfigError(f"{config.base} and {config.model} have different tokens, so a text cannot compare them")
     return paths, models, readings[0], tokenizer
 
 

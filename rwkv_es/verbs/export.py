@@ -55,7 +55,7 @@ def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path
     comes along as <out>.tokenizer.json.
 
     Raises:
-        ConfigError: `out` is the base, has another ending, or cannot be written.
+        ConfigError: `out` is the base, has the wrong suffix, or cannot be written.
         CheckpointError: the weights do not fit the base.
     """
     if out.suffix not in _SUFFIXES:
@@ -79,7 +79,7 @@ def _refuse_another_base(base: Path, sha256: str, what: str) -> None:
 
 
 def _choose(run: Path, weights: str) -> Snapshot | None:
-    """Return the best or last snapshot; None where the best weights are those before training."""
+    """Return the best or last snapshot; None if the best weights are those before training."""
     known = best_weights(run)
     if weights == "best" and known is not None and known.step == 0:
         print(

@@ -34,7 +34,7 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def extract(text: str) -> int | None:
-    """Return the whole number from 0 to 999 that a text answers after its thinking; None where there is none."""
+    """Return the whole number from 0 to 999 that a text answers after its thinking; None if there is none."""
     text = final_part(text)
     box = last_boxed(text)
     if box is not None:

@@ -75,12 +75,12 @@ def _hash(numbers: Sequence[int], target: int) -> float:
 
 
 def worked_answer(numbers: Sequence[int], target: int) -> str:
-    """Write the search up to the first hit, then the answer; "" where no expression reaches the target."""
+    """Write the search up to the first hit, then the answer; "" if no expression reaches the target."""
     return answer_after(list(search(numbers)), target)
 
 
 def answer_after(lines: Sequence[Line], target: int) -> str:
-    """Write the lines up to the first result that equals the target, then the answer; "" where none does."""
+    """Write the lines up to the first result that equals the target, then the answer; "" if none does."""
     text = ""
     for line in lines:
         text += f"\n{line.expression}={line.value},"
@@ -94,7 +94,7 @@ def answer_after(lines: Sequence[Line], target: int) -> str:
 def search(numbers: Sequence[int]) -> Iterator[Line]:
     """Yield a line per pair of the numbers and operation, in a fixed order; complete for targets of 1 and more."""
     first, second, last = numbers
-    pairs = {}  # without a pair's second coming, where two numbers are equal
+    pairs = {}  # each pair once, even if two numbers are equal
     for x, y, third in ((first, second, last), (first, last, second), (second, last, first)):
         pairs.setdefault((x, y), third)
     for (x, y), third in pairs.items():

@@ -30,7 +30,7 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def extract(text: str) -> Decimal | None:
-    """Return the number that a text answers after its thinking; None where there is none."""
+    """Return the number that a text answers after its thinking; None if there is none."""
     return last_number(final_part(text))
 
 

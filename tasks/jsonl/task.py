@@ -65,7 +65,7 @@ def _from_row(where: str, row: Mapping[str, Any]) -> Problem:
 
 
 def _answer_of(row: Mapping[str, Any]) -> str:
-    """Return the answer as a text; "" where the row has none."""
+    """Return the answer as a text; "" if the row has none."""
     verl = row.get("reward_model")
     found = [
         row.get("answer"),
@@ -77,7 +77,7 @@ def _answer_of(row: Mapping[str, Any]) -> str:
 
 
 def _turns(value: Any) -> list[tuple[str, str]]:
-    """Return (role, content) of a list of messages; [] where it is none."""
+    """Return (role, content) of a list of messages; [] if it is none."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(message, Mapping) for message in value):
         return []
     turns = [(message.get("role"), message.get("content")) for message in value]

@@ -57,7 +57,7 @@ def reward(problem: Problem, text: str) -> float:
 
 def _is_equal(gold: str, answer: str) -> bool:
     if _BASE.search(gold) or _BASE.search(answer):  # math-verify drops the base of a number
-        return False  # where they are written alike, nobody asks
+        return False  # if they are written alike, nobody asks
     from math_verify import parse, verify
 
     found = [_with_imaginary_unit(value) for value in parse(answer, parsing_timeout=None)]

@@ -29,12 +29,12 @@ def score(name: str, answer: str, item: Mapping[str, Any]) -> float:
     found = answer if answer == item["answer"] else answer.strip()
     try:
         return float(_scorer(name)(found, copy.deepcopy(item)))  # some write into what they are given
-    except Exception:  # noqa: BLE001  some raise whatever comes to their mind at an answer of another form
+    except Exception:  # noqa: BLE001  some raise whatever comes to their mind at an answer of an unexpected form
         return 0.0
 
 
 def gold_of(item: Mapping[str, Any]) -> str:
-    """Return a right answer; "" where the generator does not know one (boxnet, rush_hour)."""
+    """Return a right answer; "" if the generator does not know one (boxnet, rush_hour)."""
     metadata = item["metadata"]
     if item["answer"] is not None:
         return str(item["answer"])
