@@ -3,17 +3,22 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rwkv_es import __version__
-from rwkv_es.config.file import load_file
-from rwkv_es.config.options import CHOICES, OPTIONS, Config, build, nearest, run_folder, to_dict
+from rwkv_es.config.file import RECIPES, is_run_folder, load_file, run_folder
+from rwkv_es.config.groups import GROUPS
+from rwkv_es.config.option import default_of, nearest
+from rwkv_es.config.options import OPTIONS, Config, build, to_dict
 from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
 from rwkv_es.run.launcher import under_launcher
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
+    "resume": "go on with a run, by its own options",
     "eval": "score a checkpoint's answers to a task's held-out problems",
     "generate": "let a checkpoint answer one question",
     "chat": "talk with a checkpoint",
@@ -23,10 +28,11 @@ VERBS = {
     "fork": "start a new run from a step of another one",
     "tasks": "list the built-in tasks, or show what one sends and pays",
 }
+_METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
 SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show
 MAIN_OPTION = {  # needs no flag
     **dict.fromkeys(("eval", "chat", "doctor"), "model"),
-    **dict.fromkeys(("export", "replay", "fork"), "run"),
+    **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
     "generate": "prompt",
 }
 
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         hint = "; the same command, without --resume never, continues after the last finished step"
-        print(f"\nrwkv-es: stopped{hint if argv[:1] == ['train'] else ''}", file=sys.stderr)
+        print(f"\nrwkv-es: stopped{hint if argv[:1] in (['train'], ['resume']) else ''}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
 
@@ -85,7 +91,7 @@ def _run(verb: str, argv: Sequence[str]) -> None:
         if name in given:
             raise ConfigError(f"{name} is given twice: {main_value!r} and {given[name]!r}; leave one out")
         given[name] = main_value
-    config = build({**(load_file(file) if file else {}), **given}, verb)
+    config = build({**_from_files(verb, file, given), **given}, verb)
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")
     if is_dry_run:
@@ -94,9 +100,32 @@ def _run(verb: str, argv: Sequence[str]) -> None:
         _verb(verb)(config)
 
 
+def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that stand in a file, or in the run that is continued or asked; `given` may be completed.
+
+    A training run's file serves every command: what a command does not know of it is left out.
+    """
+    if verb == "resume":
+        run = given.get("run", "")
+        if not is_run_folder(run):
+            raise ConfigError(f"{run or 'resume'!r} is not the folder of a run; name one: rwkv-es resume RUN")
+        return load_file(run)
+    values = load_file(file) if file else {}
+    model = str(given.get("model", values.get("model", "")))
+    if is_run_folder(model):
+        from rwkv_es.run.weights import weights_of
+
+        values = values if verb == "train" else {**load_file(model), **values}
+        given.update(weights_of(Path(model), {**values, **given}))
+    if verb in ("train", "resume"):
+        return values
+    known = {name for names in OPTIONS.values() for name in names}
+    return {name: value for name, value in values.items() if name in OPTIONS[verb] or name not in known}
+
+
 def _verb(verb: str) -> Callable[[Config], Any]:
     """Import a verb's function: torch comes in here and not before."""
-    if verb == "train":
+    if verb in ("train", "resume"):
         return _train
     if verb == "export":
         from rwkv_es.verbs.export import export
@@ -168,35 +197,41 @@ def _with_dashes(argv: Sequence[str]) -> list[str]:
 def _verb_parser(verb: str) -> _Parser:
     parser = _Parser(
         prog=f"rwkv-es {verb}",
+        usage=f"rwkv-es {verb} {f'[{MAIN_OPTION[verb].upper()}] ' if verb in MAIN_OPTION else ''}[options]",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=112),
     )
     if verb in MAIN_OPTION:
         name = MAIN_OPTION[verb]
         parser.add_argument("main_value", nargs="?", metavar=name.upper(), help=f"the same as --{name}")
-    parser.add_argument("--config", metavar="FILE", help="YAML or TOML file of these options; flags win over it")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML or TOML file of options, a run's folder, or a recipe: {', '.join(RECIPES)}; flags win over it",
+    )
     if verb == "train":
         parser.add_argument("--dry-run", action="store_true", help="print the resolved options and stop")
-    for f in fields(Config):
-        if f.name in OPTIONS[verb]:
-            parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **_argument(f))
+    for group in GROUPS:
+        shown = [f for f in fields(group) if f.name in OPTIONS[verb]]
+        section = parser.add_argument_group((group.__doc__ or "").rstrip(".")) if shown else parser
+        for f in shown:
+            section.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **_argument(f))
     return parser
 
 
 def _argument(f: Any) -> dict[str, Any]:
     """Return argparse's view of an option; values stay strings, `config.build` converts and checks them."""
-    default = f.default if f.default is not MISSING else f.default_factory()
+    default = default_of(f)
     text = f.metadata["help"].replace("%", "%%")
     if isinstance(default, dict):
         shown = ",".join(f"{name}={multiplier:g}" for name, multiplier in default.items())
     else:
         shown = str(default).lower() if isinstance(default, bool) else str(default)
-    if f.name in CHOICES and not all(choice in text for choice in CHOICES[f.name]):
-        text += f": {', '.join(CHOICES[f.name])}"
     argument: dict[str, Any] = {
         "help": f"{text} (default: {shown})" if shown else text,
-        "metavar": {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}.get(type(default), "TEXT"),
+        "metavar": "|".join(f.metadata["choices"]) or _METAVARS.get(type(default), "TEXT"),
     }
     if isinstance(default, bool):
         argument.update(nargs="?", const="true")

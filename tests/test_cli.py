@@ -140,7 +140,7 @@ def test_a_dry_run_prints_a_config_that_can_be_given_again_and_does_nothing(ran,
     assert main(["train", "--steps", "3", "--targets", "vectors=2", "--dry-run"]) == 0
     assert ran == {}
     text = capsys.readouterr().out
-    assert yaml.safe_load(text)["run"] == "runs/countdown_mini-tiny-seed0"
+    assert yaml.safe_load(text)["run"].startswith("runs/countdown_mini-tiny-")
     (tmp_path / "again.yaml").write_text(text)
     main(["train", "--config", str(tmp_path / "again.yaml"), "--dry-run"])
     assert capsys.readouterr().out == text
@@ -160,7 +160,7 @@ def test_help_shows_defaults_and_choices(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("(default: 256)", "sgd, momentum, adam (default: sgd)", "(default: matrices=1)", "(default: false)"):
+    for words in ("(default: 256)", "--optimizer sgd|momentum|adam", "(default: matrices=1)", "(default: false)"):
         assert words in text
 
 

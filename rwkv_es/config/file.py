@@ -1,19 +1,56 @@
-"""Options from a YAML or TOML file."""
+"""Options from a YAML or TOML file, a recipe or a run's folder; and which folder a run has."""
 
+import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.config.options import PROVENANCE
+from rwkv_es.config.option import default_of
+from rwkv_es.config.options import FIELDS, PROVENANCE, Config, model_name, to_dict
 from rwkv_es.errors import ConfigError
+
+RUN_CONFIG = "config.yaml"
+_EMBEDDED = Path(__file__).parent.parent / "tiny"
+RECIPES = {"tiny": str(_EMBEDDED / "recipe.yaml"), "arithmetic": str(_EMBEDDED / "arithmetic.yaml")}
+
+
+def is_run_folder(path: str) -> bool:
+    """Say whether a path is the folder of a training run."""
+    return bool(path) and Path(path, RUN_CONFIG).is_file() and Path(path, "ledger.jsonl").is_file()
+
+
+def run_folder(config: Config) -> Path:
+    """Return the run's folder: `config.run`, or runs/<task>-<model> with a hash of what differs from the defaults.
+
+    The same options find the same folder again, others never do. Folders of earlier releases, named after the seed, are
+    found too.
+    """
+    if config.run:
+        return Path(config.run)
+    values = to_dict(config)
+    lasting = [name for name in values if FIELDS[name].metadata["on_resume"] != "free"]
+    other = {n: values[n] for n in lasting if n not in ("task", "model") and values[n] != default_of(FIELDS[n])}
+    tasks = [Path(part.rpartition("=")[0] or part).name.removesuffix(".py") for part in config.task.split(",")]
+    stem = f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}"
+    earlier = Path("runs", f"{stem}-seed{config.seed}")
+    if is_run_folder(str(earlier)):
+        old = load_file(str(earlier))
+        if all(old.get(name, default_of(FIELDS[name])) == values[name] for name in lasting):
+            return earlier
+    digest = sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6]
+    return Path("runs", f"{stem}-{digest}" if other else stem)
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """Read options from a YAML or TOML file (by its ending); a run folder's config.yaml is one of them.
+    """Read options from a YAML or TOML file (by its ending), a run's folder, or a recipe that is known by name.
 
     Raises:
         ConfigError: unreadable, not a mapping, or not parseable.
     """
+    path = RECIPES.get(path, path)
+    if is_run_folder(path):
+        path = str(Path(path, RUN_CONFIG))
     parse = _PARSERS.get(Path(path).suffix)
     if parse is None:
         raise ConfigError(f"a config file must end in {', '.join(_PARSERS)}; got {path!r}")

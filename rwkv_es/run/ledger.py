@@ -19,18 +19,16 @@ from typing import Any
 import yaml
 
 from rwkv_es import __version__, files
-from rwkv_es.config.options import PROVENANCE
+from rwkv_es.config.options import FIELDS, PROVENANCE
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.model import checkpoint
 from rwkv_es.run.snapshots import Best, Snapshot, best, drop_snapshots, latest_snapshot, save_snapshot, snapshot_steps
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.
-_FREE = {"steps", "run", "resume", "threads", "keep", "snapshot_every", "reward_workers", "eval_every", "eval_size"}
-_FREE |= {"patience", "rank_timeout", "checksum_every", "tracker"}
+_FREE = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "free"}
 # What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
-_LASTING = {"seed", "targets", "rank", "optimizer", "momentum", "weight_decay", "master", "dtype", "quantize"}
-_LASTING |= {"base_sha256"}
+_LASTING = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "same"} | {"base_sha256"}
 FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_es.config.options import Config, run_folder, to_dict
+from rwkv_es.config.file import run_folder
+from rwkv_es.config.options import Config, to_dict
 from rwkv_es.errors import ConfigError, RewardError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
@@ -93,6 +94,12 @@ def train(config: Config) -> Path | None:
 def _go_on(run: Run) -> None:
     """Take the steps that are left."""
     past = restore(run)
+    if run.ledger is not None:
+        print(
+            f"continuing {run.ledger.folder} after step {past.num_steps}"
+            if past.num_steps
+            else f"writing to {run.ledger.folder}"
+        )
     folder = run.ledger.folder if run.ledger is not None else None
     with open_tracker(run.config, folder, past.num_steps) as tracker:
         run = run._replace(tracker=tracker)

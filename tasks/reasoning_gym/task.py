@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.config.options import nearest
+from rwkv_es.config.option import nearest
 from rwkv_es.errors import TaskError
 from rwkv_es.files import replace, writing
 from rwkv_es.task import Problem

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import fields
+from hashlib import sha256
 
 import pytest
 import yaml
 
-from rwkv_es.config.file import load_file
-from rwkv_es.config.options import OPTIONS, Config, build, model_name, run_folder, to_dict
+from rwkv_es.config.file import load_file, run_folder
+from rwkv_es.config.options import OPTIONS, Config, build, model_name, to_dict
 from rwkv_es.errors import ConfigError
 
 
@@ -125,14 +126,31 @@ def test_a_missing_file_is_named(tmp_path):
         load_file(str(tmp_path / "none.yaml"))
 
 
-def test_the_run_folder_is_named_after_task_model_and_seed():
+def digest(text):
+    return sha256(text.encode()).hexdigest()[:6]
+
+
+def test_the_run_folder_is_named_after_task_model_and_what_differs_from_the_defaults():
     official = "/models/rwkv7-g1j-1.5b-20260831-ctx16384"
     for model in (official, official + ".pth", official + ".safetensors"):
         assert model_name(model) == "rwkv7-g1j-1.5b-20260831-ctx16384"
     config = Config(task="my/own_task.py", model=official, seed=3)
-    assert str(run_folder(config)) == "runs/own_task-rwkv7-g1j-1.5b-20260831-ctx16384-seed3"
-    assert str(run_folder(Config())) == "runs/countdown_mini-tiny-seed0"
-    assert str(run_folder(Config(run="here"))) == "here"
-    assert (
-        str(run_folder(Config(task="svamp=1,./mine/own.py=2,countdown:5"))) == "runs/svamp+own+countdown-5-tiny-seed0"
+    expected = "runs/own_task-rwkv7-g1j-1.5b-20260831-ctx16384-" + digest('{"seed": 3}')
+    assert str(run_folder(config)) == expected
+    assert str(run_folder(Config())) == "runs/countdown_mini-tiny"
+    assert str(run_folder(Config(steps=7, eval_every=3, threads=1))) == "runs/countdown_mini-tiny", (
+        "the weights are the same"
     )
+    assert str(run_folder(Config(lr=0.5))) == "runs/countdown_mini-tiny-" + digest('{"lr": 0.5}')
+    assert str(run_folder(Config(run="here"))) == "here"
+    assert str(run_folder(Config(task="svamp=1,./mine/own.py=2,countdown:5"))) == "runs/svamp+own+countdown-5-tiny"
+
+
+def test_a_folder_that_an_earlier_release_named_after_the_seed_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = tmp_path / "runs" / "countdown_mini-tiny-seed3"
+    old.mkdir(parents=True)
+    (old / "config.yaml").write_text("seed: 3\nlr: 0.5\nmade_with: {}\n")
+    (old / "ledger.jsonl").touch()
+    assert str(run_folder(Config(seed=3, lr=0.5))) == "runs/countdown_mini-tiny-seed3"
+    assert run_folder(Config(seed=3, lr=0.25)).name == "countdown_mini-tiny-" + digest('{"lr": 0.25, "seed": 3}')

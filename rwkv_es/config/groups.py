@@ -1,0 +1,224 @@
+"""Every option, said once, in groups: what a function takes is a group, what a command has is told by the options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rwkv_es.config.option import option
+
+DEFAULT_TARGETS = {"matrices": 1.0}
+
+_ASK = "train eval generate doctor"  # verbs that ask a task's questions
+_ALL = f"{_ASK} chat"
+_SCORE = "train eval doctor"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model."""
+
+    model: str = option("tiny", 'checkpoint (.pth or .safetensors), a run\'s folder, or "tiny": the embedded one', _ALL)
+    tokenizer: str = option(
+        "auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file', _ALL
+    )
+    state: str = option(
+        "", "file with an initial state (blocks.*.att.time_state) to start every text from", "eval generate chat"
+    )
+    dtype: str = option(
+        "auto",
+        "dtype of the weights in the engine; auto: the file's (bf16 becomes fp32 on a CPU)",
+        _ALL,
+        choices=("auto", "fp32", "bf16"),
+        on_resume="same",
+    )
+    quantize: str = option(
+        "none",
+        "int8: large matrices in 8 bits, steps rounded stochastically to their grid",
+        _ASK,
+        choices=("none", "int8"),
+        on_resume="same",
+    )
+    state_dtype: str = option(
+        "fp32",
+        "how states are stored; fp16: half the memory, logits move by 5e-4 of their size",
+        _ASK,
+        choices=("fp32", "fp16"),
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", _ALL)
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Task and prompt."""
+
+    task: str = option(
+        "countdown_mini", "built-in task, path to your own folder or .py file, or a mixture: a=1,b=2", _ASK
+    )
+    data: str = option(
+        "", "the task's data: local file or folder (default: its own source); of a mixture a=PATH,...", _SCORE
+    )
+    template: str = option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own", _ALL)
+    system: str = option("", "system text before the first turn (templates system, chat, think, short_think)", _ALL)
+    shots: str = option("0", "solved training problems shown before each question, or a text file shown instead", _ASK)
+    bos: bool = option(False, "start every prompt with token 0", _ALL)
+    prompt: str = option("", "the question to answer", "generate")
+
+
+@dataclass(frozen=True)
+class ESOptions:
+    """Evolution strategy."""
+
+    population: int = option(256, "members per step (even: they come in mirrored pairs)", above=0)
+    prompts: int = option(8, "problems that every member answers in a step", "train doctor", above=0)
+    samples: int = option(1, "completions per member and problem; eval: answers besides the greedy one", _ASK, above=0)
+    steps: int = option(100, "training steps", at_least=0, on_resume="free")
+    sigma: float = option(1e-3, "noise scale", "train doctor", above=0)
+    lr: float = option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps", above=0)
+    targets: Mapping[str, float] = option(
+        DEFAULT_TARGETS,
+        "what is perturbed: name=multiplier,...; a name is matrices, vectors, state, or a pattern like head.weight",
+        "train doctor",
+        on_resume="same",
+    )
+    rank: int = option(1, "rank of a perturbation", "train doctor", above=0, on_resume="same")
+    objective: str = option(
+        "mean",
+        "what counts of the samples: mean, pass (the best one), maj (the majority's)",
+        "train doctor",
+        choices=("mean", "pass", "maj"),
+    )
+    fitness: str = option(
+        "zscore", "shaping of rewards into fitness", choices=("zscore", "centered", "rank", "sign", "raw")
+    )
+    schedule: str = option(
+        "constant", "decay of the learning rate over the steps", choices=("constant", "linear", "cosine")
+    )
+    schedule_end: float = option(
+        0.1, "fraction of lr (and of sigma with sigma_decay) reached at the last step", above=0, at_most=1
+    )
+    sigma_decay: bool = option(False, "let sigma follow the schedule too")
+    optimizer: str = option(
+        "sgd", "optimiser on the ES gradient", choices=("sgd", "momentum", "adam"), on_resume="same"
+    )
+    momentum: float = option(0.9, "momentum, and Adam's beta1", at_least=0, on_resume="same")
+    weight_decay: float = option(0.0, "anchored decay: W -= lr * weight_decay * (W - W0)", at_least=0, on_resume="same")
+    master: str = option(
+        "fp32",
+        "bf16 weights: keep an fp32 master copy, or round stochastically",
+        choices=("fp32", "stochastic"),
+        on_resume="same",
+    )
+    seed: int = option(0, "seed of noise, sampling and problem order", _ALL, at_least=0, on_resume="same")
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """Answers."""
+
+    max_new: int = option(0, "longest completion in tokens (0: the task's own)", _ALL, at_least=0)
+    temperature: float = option(0.0, "sampling temperature; 0 is greedy", _ALL, at_least=0)
+    top_p: float = option(
+        1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1
+    )
+    top_k: int = option(0, "sample among the k likeliest tokens (0: all)", _ALL, at_least=0)
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Reward."""
+
+    reward: str = option(
+        "", "your rewards with weights: file.py:fn=0.7,pkg.mod:fn=0.3 (default: the task's own)", _SCORE
+    )
+    reward_signature: str = option(
+        "auto",
+        "how a reward of yours is called; auto: told by its parameters' names",
+        _SCORE,
+        choices=("auto", "task", "plain", "trl", "trl_messages", "verl"),
+    )
+    reward_workers: int = option(
+        1,
+        "processes that score answers (0: in this process, without time limits)",
+        _SCORE,
+        at_least=0,
+        on_resume="free",
+    )
+    reward_timeout: float = option(5.0, "seconds for one answer before its worker is killed", _SCORE, above=0)
+    reward_error_limit: float = option(
+        0.5, "stop when more than this share of rewards fails", _SCORE, above=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Speed and memory."""
+
+    slots: int = option(256, "generations in flight", _SCORE, above=0)
+    engine: str = option(
+        "auto",
+        "numba: fused CPU kernels; triton: GPU ones, untried; torch: anywhere; auto: numba or torch",
+        _ASK,
+        choices=("auto", "torch", "numba", "triton"),
+    )
+    threads: int = option(0, "CPU threads (0: all cores)", _ALL, at_least=0, on_resume="free")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Evaluation."""
+
+    eval_every: int = option(10, "held-out evaluation every k steps (0: never)", at_least=0, on_resume="free")
+    eval_size: int = option(200, "held-out problems per evaluation (0: all)", _SCORE, at_least=0, on_resume="free")
+    patience: int = option(
+        0,
+        "stop after this many held-out evaluations in a row without a better one (0: never)",
+        at_least=0,
+        on_resume="free",
+    )
+    split: str = option("test", "which split to evaluate", "eval", choices=("train", "test"))
+    base: str = option("", "a second checkpoint to compare the model with, on the same problems or text", "eval")
+    text: str = option("", "read this UTF-8 text instead of a task: perplexity, and KL to the base", "eval")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Run folder."""
+
+    run: str = option(
+        "",
+        "run folder (default: runs/<task>-<model>, and a hash of the options that are not the defaults)",
+        "train export replay fork",
+        on_resume="free",
+    )
+    resume: str = option(
+        "auto",
+        "auto: continue a run found in the folder; never: refuse a folder that has one",
+        choices=("auto", "never"),
+        on_resume="free",
+    )
+    snapshot_every: int = option(10, "snapshot of the weights every k steps", above=0, on_resume="free")
+    keep: int = option(2, "snapshots kept besides the best one", above=0, on_resume="free")
+    tracker: str = option(
+        "auto",
+        "where scalars go besides metrics.jsonl; auto: TensorBoard where it is installed",
+        choices=("auto", "none", "tensorboard", "wandb", "trackio"),
+        on_resume="free",
+    )
+    checksum_every: int = option(10, "compare the weights of all processes every k steps", above=0, on_resume="free")
+    rank_timeout: float = option(
+        600.0, "seconds that processes wait for one that is silent before all end", above=0, on_resume="free"
+    )
+    weights: str = option("best", "which weights of the run", "export", choices=("best", "last"))
+    step: int = option(-1, "number of steps taken (replay: -1 verifies every step)", "replay fork")
+    out: str = option("", "output file; fork: the new run's folder", "eval export fork")
+
+
+GROUPS = (
+    ModelOptions,
+    TaskOptions,
+    ESOptions,
+    DecodingOptions,
+    RewardOptions,
+    EngineOptions,
+    EvaluationOptions,
+    RunOptions,
+)

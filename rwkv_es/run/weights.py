@@ -1,0 +1,36 @@
+"""A run's folder where a model is asked for: the weights it has to offer, and what reads them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rwkv_es.config.options import PROVENANCE, model_name
+from rwkv_es.errors import ConfigError
+from rwkv_es.run.ledger import best_weights, read_config
+from rwkv_es.run.snapshots import snapshot_steps
+
+
+def weights_of(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model and tokenizer of a run: its export, else its best snapshot so far, else its last one.
+
+    Raises:
+        ConfigError: the run has no weights yet.
+    """
+    base = Path(read_config(run)[PROVENANCE]["base"])
+    found: dict[str, Any] = {"model": str(_weights(run, base))}
+    beside = base.with_name(f"{model_name(base)}.tokenizer.json")
+    if options.get("tokenizer", "auto") == "auto" and beside.is_file():
+        found["tokenizer"] = str(beside)
+    return found
+
+
+def _weights(run: Path, base: Path) -> Path:
+    exported = run / f"{model_name(base)}.pth"
+    if exported.is_file():
+        return exported
+    known, steps = best_weights(run), snapshot_steps(run)
+    if known is not None and known.step == 0:
+        return base
+    if not steps:
+        raise ConfigError(f"{run} has no snapshot yet, so there is no model to load; train on, or name the base itself")
+    return run / "snapshots" / f"step-{known.step if known else steps[-1]:06d}" / "model.pth"

@@ -1,0 +1,75 @@
+"""A run's folder is enough: to go on, and wherever a model or options are asked for."""
+
+import json
+
+import pytest
+import yaml
+from jobs import arguments
+
+from rwkv_es.cli import main
+from rwkv_es.run.ledger import read_steps
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A run of three steps, whose best weights were exported."""
+    folder = tmp_path_factory.mktemp("runs") / "original"
+    assert main(arguments(folder, steps=3, lr=0.05)) == 0
+    return folder
+
+
+def last_json(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_resume_needs_nothing_but_the_folder_and_takes_more_steps(original, tmp_path, capsys):
+    whole = tmp_path / "whole"
+    assert main(arguments(whole, steps=4, lr=0.05)) == 0
+    moved = original.rename(tmp_path / "moved")
+    try:
+        assert main(["resume", str(moved), "--steps", "4"]) == 0
+        assert "after step 3" in capsys.readouterr().out
+        assert [step.checksum for step in read_steps(moved)] == [step.checksum for step in read_steps(whole)]
+    finally:
+        moved.rename(original)
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere"])
+def test_resume_of_what_is_no_run_is_refused(folder, capsys):
+    assert main(["resume", *([folder] if folder else [])]) == 2
+    assert "rwkv-es resume RUN" in capsys.readouterr().err
+
+
+def test_a_run_stands_for_its_model_and_its_options(original, capsys):
+    small = ["--eval-size", "3", "--max-new", "4"]
+    assert main(["eval", str(original), *small]) == 0
+    of_folder = last_json(capsys)
+    exported = next(original.glob("*.pth"))
+    options = yaml.safe_load((original / "config.yaml").read_text())
+    assert main(["eval", str(exported), "--task", options["task"], *small]) == 0
+    assert of_folder == last_json(capsys)
+    assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new", "4"]) == 0
+    assert main(["doctor", "--config", str(original / "config.yaml"), "--max-new", "4", "--eval-size", "2"]) == 0
+    assert main(["eval", "--config", str(original), "--model", "tiny", *small]) == 0
+
+
+def test_without_an_export_the_best_snapshot_is_the_model(original, capsys):
+    exported = next(original.glob("*.pth"))
+    hidden = exported.rename(exported.with_suffix(".hidden"))
+    try:
+        assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new", "4"]) == 0
+        assert capsys.readouterr().out.strip()
+    finally:
+        hidden.rename(exported)
+
+
+def test_recipes_are_known_by_name(capsys):
+    assert main(["train", "--config", "tiny", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["targets"] == {"matrices": 1.0, "head.weight": 10.0}
+    assert main(["train", "--config", "tinny", "--dry-run"]) == 2
+
+
+def test_an_option_of_no_command_is_refused_in_any_file(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("sigma: 0.1\nsigmoid: 3\n")
+    assert main(["eval", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert "unknown option 'sigmoid' for eval" in capsys.readouterr().err
