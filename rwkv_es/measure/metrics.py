@@ -9,6 +9,7 @@ from zlib import crc32
 from torch import Tensor
 
 from rwkv_es.es.fitness import has_signal
+from rwkv_es.es.strategy import Update
 from rwkv_es.reward.pool import Scores
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.session import Answers
@@ -93,6 +94,18 @@ def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:
         **lengths(counted),
         "reward_errors": counted.errors,
         "reward_timeouts": counted.timeouts,
+    }
+
+
+def step_metrics(report: StepReport, update: Update, timer: Timer, steps_without_signal: int) -> dict[str, float]:
+    """Return a step's scalars, by the names they have in metrics.jsonl."""
+    return {
+        **summary(report.rewards, report.counted),
+        "steps_without_signal": steps_without_signal,
+        **report.logs,
+        **timer.laps,
+        **report.waits,
+        "step_rms_per_sigma": update.step_rms_per_sigma,
     }
 
 

@@ -15,7 +15,7 @@ from rwkv_es.errors import ConfigError, RewardError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import examples, held_out_line, readable, step_line
-from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, summary
+from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, step_metrics
 from rwkv_es.model.weights import BASE
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.pool import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
@@ -127,24 +127,12 @@ def take_step(run: Run) -> None:
     timer.lap("update_s")
     checked = agreed_checksum(run)
     if run.ledger is not None:
-        metrics = step_metrics(run.ledger, report, update, timer)
+        still = sum(not any(past.fitness) for past in run.ledger.steps) + (not update.fitness.any())
+        metrics = step_metrics(report, update, timer, still)
         note(run, run.es.step, metrics)
         run.ledger.write_samples(run.es.step, readable(answers, scores))
         run.ledger.append(recorded(report, update, checked, timer.total_s))
         print(step_line(config.steps, update.step, metrics), flush=True)
-
-
-def step_metrics(ledger: Ledger, report: StepReport, update: Update, timer: Timer) -> dict[str, float]:
-    """Return a step's scalars, by the names they have in metrics.jsonl."""
-    without_signal = sum(not any(past.fitness) for past in ledger.steps) + (not update.fitness.any())
-    return {
-        **summary(report.rewards, report.counted),
-        "steps_without_signal": without_signal,
-        **report.logs,
-        **timer.laps,
-        **report.waits,
-        "step_rms_per_sigma": update.step_rms_per_sigma,
-    }
 
 
 def recorded(report: StepReport, update: Update, checked: str, seconds: float) -> Step:
