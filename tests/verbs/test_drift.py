@@ -104,11 +104,11 @@ def test_what_is_no_text_is_refused(tmp_path, content, words):
         evaluate(Config(text=str(path), threads=1))
 
 
-def test_models_of_other_tokens_are_refused(other, file, tmp_path):
+def test_models_of_different_tokens_are_refused(other, file, tmp_path):
     tokenizer = json.loads(other[0].with_name("other.tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     vocab["3"], vocab["7"] = vocab["7"], vocab["3"]
     (tmp_path / "swapped.tokenizer.json").write_text(json.dumps(tokenizer))
     checkpoint.save(tmp_path / "swapped.pth", other[1])
-    with pytest.raises(ConfigError, match="other tokens"):
+    with pytest.raises(ConfigError, match="different tokens"):
         evaluate(Config(model=str(tmp_path / "swapped.pth"), base="tiny", text=file, threads=1))
