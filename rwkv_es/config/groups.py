@@ -1,4 +1,4 @@
-"""Every option, said once, in groups: what a function takes is a group, what a command has is told by the options."""
+"""Every option, once, in groups: a function takes a group, and the options name the commands that have them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class RewardOptions:
     )
     reward_signature: str = option(
         "auto",
-        "how a reward of yours is called; auto: told by its parameters' names",
+        "how a reward of yours is called; auto: inferred from its parameters' names",
         _SCORE,
         choices=("auto", "task", "plain", "trl", "trl_messages", "verl"),
     )
@@ -199,7 +199,7 @@ class RunOptions:
     keep: int = option(2, "snapshots kept besides the best one", above=0, on_resume="free")
     tracker: str = option(
         "auto",
-        "where scalars go besides metrics.jsonl; auto: TensorBoard where it is installed",
+        "where scalars go besides metrics.jsonl; auto: TensorBoard if it is installed",
         choices=("auto", "none", "tensorboard", "wandb", "trackio"),
         on_resume="free",
     )
