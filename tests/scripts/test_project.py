@@ -83,7 +83,7 @@ def test_publishing_builds_both_forms_of_a_checked_tag_after_ci():
     assert triggers == {"push": {"tags": ["v*"]}}
     assert jobs["ci"]["uses"] == "./.github/workflows/ci.yml"
     commands = "\n".join(step.get("run", "") for step in jobs["build"]["steps"])
-    assert 'scripts/check_release.py "$GITHUB_REF_NAME"' in commands and "build --sdist --wheel" in commands
+    assert 'scripts/check_release.py "$GITHUB_REF_NAME"' in commands and "python -m build" in commands
     assert set(jobs["publish"]["needs"]) == {"ci", "build"}
     assert jobs["publish"]["permissions"] == {"id-token": "write"}, "trusted publishing needs it, and nothing else"
 
