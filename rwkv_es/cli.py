@@ -18,15 +18,15 @@ from rwkv_es.run.launcher import under_launcher
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
-    "resume": "go on with a run, by its own options",
+    "resume": "continue a run with its own options",
     "eval": "score a checkpoint's answers to a task's held-out problems",
-    "generate": "let a checkpoint answer one question",
+    "generate": "answer one question with a checkpoint",
     "chat": "talk with a checkpoint",
     "doctor": "check a task, a model and a noise scale before training",
     "export": "write a run's weights as an official-layout checkpoint",
     "replay": "rebuild a run's weights from its base and ledger, and verify them",
     "fork": "start a new run from a step of another one",
-    "tasks": "list the built-in tasks, or show what one sends and pays",
+    "tasks": "list the built-in tasks, or show the prompt and reward of one",
 }
 _METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
 SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show

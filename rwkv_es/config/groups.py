@@ -69,7 +69,9 @@ class ESOptions:
 
     population: int = option(256, "members per step (even: they come in mirrored pairs)", above=0)
     prompts: int = option(8, "problems that every member answers in a step", "train doctor", above=0)
-    samples: int = option(1, "completions per member and problem; eval: answers besides the greedy one", _ASK, above=0)
+    samples: int = option(
+        1, "completions per member and problem; eval: sampled answers besides the greedy one", _ASK, above=0
+    )
     steps: int = option(100, "training steps", at_least=0, on_resume="free")
     sigma: float = option(1e-3, "noise scale", "train doctor", above=0)
     lr: float = option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps", above=0)
@@ -82,7 +84,7 @@ class ESOptions:
     rank: int = option(1, "rank of a perturbation", "train doctor", above=0, on_resume="same")
     objective: str = option(
         "mean",
-        "what counts of the samples: mean, pass (the best one), maj (the majority's)",
+        "which reward of the samples counts: mean, pass (the best), maj (the majority's)",
         "train doctor",
         choices=("mean", "pass", "maj"),
     )
