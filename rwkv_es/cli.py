@@ -261,7 +261,7 @@ def _tasks(argv: Sequence[str]) -> None:
 def _show_task(config: Config) -> None:
     """Print the first problem (of a mixture: of every part) as it is sent, and what its answer scores."""
     from rwkv_es.reward.adapters import Answer, load_scorer
-    from rwkv_es.reward.worker import score_one
+    from rwkv_es.reward.worker import score_alone
     from rwkv_es.task.mixture import load_tasks
     from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of
 
@@ -271,7 +271,7 @@ def _show_task(config: Config) -> None:
     problems = _problems_of(task)
     for part in task.parts or (task,):
         problem = next(problem for problem in problems if task.part_of(problem) is part)
-        result = score_one(scorer, Answer(problem, problem.answer, token_ids=()))
+        result = score_alone(scorer, Answer(problem, problem.answer, token_ids=()))
         print(f"{'<token 0>' if config.bos else ''}{prompt_of(task, problem, prompting)}")
         ends = [f"before {string!r}" for string in stops_of(part, prompting)] + [f"after {end!r}" for end in part.ends]
         print(f"--- ends {', '.join([*ends, 'at token 0'])}; at most {config.max_new or part.max_new} tokens")

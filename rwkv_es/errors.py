@@ -1,5 +1,10 @@
 """The errors a user can meet. Each message says what was wrong, what is allowed and what to do."""
 
+import os
+import traceback
+
+MAX_CAUSE_CHARS = 300
+
 
 class RwkvEsError(Exception):
     """Base of every error that is the user's to mend; the command line prints it in one line and exits with 2."""
@@ -27,3 +32,25 @@ class ClusterError(RwkvEsError):
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM): what it is at is abandoned, what is on the disk stays good."""
+
+
+def cause(error: BaseException) -> str:
+    """Say in one line what a user's code raised, and the last line of the user's own that it came through."""
+    try:
+        lines = traceback.TracebackException(type(error), error, None).format_exception_only()
+        said = " ".join("".join(lines if isinstance(error, SyntaxError) else list(lines)[:1]).split())
+        frames = traceback.extract_tb(error.__traceback__)
+    except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
+        return type(error).__name__
+    said = said if len(said) <= MAX_CAUSE_CHARS else f"{said[:MAX_CAUSE_CHARS]} ..."
+    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    if frame is None:
+        return said
+    return f"{said} ({os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line})"
+
+
+def _is_users(file: str) -> bool:
+    """Tell a file of the user's, or a built-in task's, from this package's modules and installed libraries."""
+    here, library = os.path.dirname(__file__), os.path.dirname(os.__file__)
+    is_ours = file.startswith(here + os.sep) and not file.startswith(os.path.join(here, "tasks") + os.sep)
+    return not (is_ours or file.startswith(("<", library + os.sep)) or "site-packages" in file)

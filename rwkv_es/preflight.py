@@ -10,6 +10,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.model.tokenizer import cut
 from rwkv_es.reward.pool import RewardPool
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.session import Session, encode_prompt, part_of
 from rwkv_es.task.task import SPLITS, Problem
 
@@ -69,10 +70,21 @@ def check_gold(session: Session, scorers: RewardPool, size: int, splits: Sequenc
         return Gold(len(known), f"an answer cannot be written: {error}", 0, 0, prompts)
     problems = [problem for _, problem in known]
     texts = [_as_read(session, problem, ids) for problem, ids in zip(problems, encoded)]
-    rewards = scorers.score(problems, texts, encoded).rewards
-    bad = [f"{name}: its answer scores {reward}, not 1.0" for (name, _), reward in zip(known, rewards) if reward != 1.0]
+    scores = scorers.score(problems, texts, encoded)
+    if scorers.is_users:
+        scorers.say_failure_(scores)
+    bad = list(_wrong([name for name, _ in known], scores, is_failure_said=scorers.is_users))
     too_long = sum(len(ids) > part_of(session, problem).max_new for problem, ids in zip(problems, encoded))
     return Gold(len(known), bad[0] if bad else "", max(map(len, encoded), default=0), too_long, prompts)
+
+
+def _wrong(names: Sequence[str], scores: Scores, is_failure_said: bool) -> Iterator[str]:
+    for place, (name, reward) in enumerate(zip(names, scores.rewards)):
+        if place in scores.causes:
+            if not is_failure_said:
+                yield f"{name}: the reward failed on its answer: {scores.causes[place]}"
+        elif reward != 1.0:
+            yield f"{name}: its answer scores {reward}, not 1.0"
 
 
 def _as_read(session: Session, problem: Problem, ids: Sequence[int]) -> str:

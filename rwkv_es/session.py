@@ -1,6 +1,7 @@
 """What a verb works with: model, tokenizer, task and scorers; problems go in, scored answers come out."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenize
 from rwkv_es.model.weights import BASE, Members
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.pool import RewardPool
+from rwkv_es.reward.sheet import Group
 from rwkv_es.task.mixture import load_tasks, overlap
 from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
@@ -153,7 +155,10 @@ def answer(
     samples: int = 1,
     scorers: RewardPool | None = None,
 ) -> Answers:
-    """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended."""
+    """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended.
+
+    A reward that compares sees a mirrored pair's answers to a problem together: pairs are never split among processes.
+    """
     prompts = [encode_prompt(session, problem) for problem in problems]
     parts = [part_of(session, problem) for problem in problems]
     requests = [
@@ -163,13 +168,16 @@ def answer(
         for sample in range(samples)
     ]
     answered = [problems[request.problem] for request in requests]
+    members_of = Counter(member // 2 for member in members.ids)  # one, or both of a mirrored pair
     texts = [""] * len(requests)
 
     def hear(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
             texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
             if scorers is not None:
-                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step))
+                pair = requests[place].member // 2
+                group = Group((pair, requests[place].problem), members_of[pair] * samples)
+                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
         if scorers is not None:
             scorers.tend_()
 

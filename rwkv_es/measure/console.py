@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rwkv_es.reward.pool import Scores
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.session import Answers
 
 NUM_READABLE = 3

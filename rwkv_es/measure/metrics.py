@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rwkv_es.es.fitness import has_signal
 from rwkv_es.es.strategy import Update
-from rwkv_es.reward.pool import Scores
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.session import Answers
 
@@ -66,6 +66,7 @@ class StepReport(NamedTuple):
     counted: StepCounts
     logs: Mapping[str, float]  # what the rewards log
     waits: Mapping[str, float] = {}  # how long each process waited for the slowest one
+    failing: Sequence[int] = ()  # ranks of the processes in which rewards failed
 
     def gathered(self, cluster: Cluster, num_pairs: int, busy_s: float, has_logs: bool) -> "StepReport":
         """Collect the reports of all processes, in the order of their members; all must ask alike.
@@ -79,7 +80,14 @@ class StepReport(NamedTuple):
         num_counters = len(self.counted)
         logs = averaged(self.logs, heard[:, num_counters + 1 :]) if has_logs else self.logs
         counted = StepCounts(*heard[:, :num_counters].sum(0).tolist())
-        return StepReport(rewards.reshape(2 * num_pairs, -1), counted, logs, waits(heard[:, num_counters].tolist()))
+        waited, failing = waits(heard[:, num_counters].tolist()), ranks_failing(heard[:, :num_counters])
+        return StepReport(rewards.reshape(2 * num_pairs, -1), counted, logs, waited, failing)
+
+
+def ranks_failing(counters: Tensor) -> list[int]:
+    """Return the ranks in which rewards failed, by the counters of each: (size,C)."""
+    each = enumerate(counters.tolist())
+    return [rank for rank, counted in each if sum(StepCounts(*counted)[-2:])]
 
 
 def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:

@@ -1,30 +1,19 @@
 """Reward functions as TRL, verl and plain Python write them, called as they are; and several of them with weights."""
 
-import asyncio
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rwkv_es.errors import RewardError
-from rwkv_es.reward import builtin
-from rwkv_es.task.task import PART, SYSTEM, Problem, Task, import_file
+from rwkv_es.reward.loading import FORMS, form_of, load_function
+from rwkv_es.reward.values import awaited, listed, metric, number
+from rwkv_es.task.task import Problem, Task
 
-SIGNATURES = ("auto", "task", "plain", "trl", "trl_messages", "verl")
-OUR_COLUMNS = (
-    "prompt",
-    "prompts",
-    "completion",
-    "completions",
-    PART,
-    SYSTEM,
-)  # of a problem's meta: never passed as columns
+SIGNATURES = ("auto", *FORMS)
+GIVEN_OTHERWISE = ("prompt", "prompts", "completion", "completions")  # columns of these names are never passed
 
 
 class Answer(NamedTuple):
@@ -43,7 +32,11 @@ class Outcome(NamedTuple):
     logs: dict[str, float]
 
 
-Scorer = Callable[[Answer], Outcome]
+class Scorer(NamedTuple):
+    """What scores answers. One that compares sees those together that answer a problem in a group."""
+
+    score: Callable[[Sequence[Answer]], list[Outcome]]
+    compares: bool = False
 
 
 class Weighted(NamedTuple):
@@ -62,20 +55,29 @@ def load_scorer(task: Task, rewards: str, signature: str = "auto") -> Scorer:
         RewardError: a function cannot be loaded, or its form is not known.
     """
     if not rewards:
-        return lambda answer: Outcome(task.reward(answer.problem, answer.text), {})
+        return Scorer(_each(lambda answer: Outcome(task.reward(answer.problem, answer.text), {})))
     weighted = parse_rewards(rewards)
     scorers = [_load(part.reference, task, signature) for part in weighted]
     names = _short_names([part.reference for part in weighted])
 
-    def score(answer: Answer) -> Outcome:
-        outcomes = [scorer(answer) for scorer in scorers]
-        values = {name: outcome.value for name, outcome in zip(names, outcomes) if outcome.value is not None}
-        logs = {f"log/{key}": value for outcome in outcomes for key, value in outcome.logs.items()}
-        logs.update({f"reward/{name}": float(value) for name, value in values.items()})
-        terms = [part.weight * values[name] for part, name in zip(weighted, names) if name in values]
-        return Outcome(sum(terms) if terms else None, logs)
+    def score(answers: Sequence[Answer]) -> list[Outcome]:
+        by_reward = [scorer.score(answers) for scorer in scorers]
+        return [_sum(weighted, names, outcomes) for outcomes in zip(*by_reward, strict=True)]
 
-    return score
+    return Scorer(score, any(scorer.compares for scorer in scorers))
+
+
+def _each(score: Callable[[Answer], Outcome]) -> Callable[[Sequence[Answer]], list[Outcome]]:
+    return lambda answers: [score(answer) for answer in answers]
+
+
+def _sum(weighted: Sequence[Weighted], names: Sequence[str], outcomes: Sequence[Outcome]) -> Outcome:
+    """Add up what several rewards say of one answer."""
+    values = [number(outcome.value) for outcome in outcomes]
+    logs = {f"log/{key}": value for outcome in outcomes for key, value in outcome.logs.items()}
+    logs.update({f"reward/{name}": value for name, value in zip(names, values) if value is not None})
+    terms = [part.weight * value for part, value in zip(weighted, values) if value is not None]
+    return Outcome(sum(terms) if terms else None, logs)
 
 
 def parse_rewards(spec: str) -> list[Weighted]:
@@ -87,162 +89,103 @@ def parse_rewards(spec: str) -> list[Weighted]:
     return [_weighted(part.strip()) for part in spec.split(",")]
 
 
-def load_function(reference: str) -> Callable[..., Any]:
-    """Load `file.py:fn`, `pkg.mod:fn`, `pkg.mod.fn`, or `builtin:name`.
-
-    Raises:
-        RewardError: there is no such thing.
-    """
-    if reference.startswith("builtin:"):
-        return _built_in(reference)
-    where, _, name = reference.rpartition(":" if ":" in reference else ".")
-    if reference.endswith(".py") or not (where and name):
-        raise RewardError(
-            f"the reward {reference!r} names no function; write file.py:function or package.module:function"
-        )
-    function = getattr(_import(where, reference), name, None)
-    if not callable(function):
-        raise RewardError(f"the reward {reference!r}: {where} has no function {name!r}")
-    return function
-
-
-def form_of(function: Callable[..., Any], reference: str) -> str:
-    """Tell a function's form by the names of its parameters.
-
-    Raises:
-        RewardError: it has none of the known ones.
-    """
-    parameters = inspect.signature(function).parameters
-    required = [p for p in parameters.values() if p.default is p.empty and p.kind in (0, 1)]
-    if "solution_str" in parameters:
-        return "verl"
-    if parameters.keys() & {"completions", "completion_ids", "prompts"}:
-        return "trl"
-    if [p.name for p in required] == ["problem", "text"]:
-        return "task"
-    if 1 <= len(required) <= 2:
-        return "plain"
-    raise RewardError(
-        f"the reward {reference!r} takes ({', '.join(parameters)}); known forms: f(completions, **columns) of TRL, "
-        "compute_score(solution_str, ground_truth) of verl, f(completion, answer); or say which by --reward-signature"
-    )
-
-
 def gold_of(problem: Problem) -> Any:
     """Return what a foreign reward compares with: the row's own answer, unchanged where there is one."""
     verl = problem.meta.get("reward_model")
     for found in (problem.meta, verl if isinstance(verl, Mapping) else {}):
         if found.get("ground_truth") is not None:
             return found["ground_truth"]
-    return problem.meta.get("answer", problem.answer)
+    answer = problem.meta.get("answer")
+    return problem.answer if answer is None else answer
 
 
 def _load(reference: str, task: Task, signature: str) -> Scorer:
     if reference == "builtin:task":
-        return lambda answer: Outcome(task.reward(answer.problem, answer.text), {})
+        return Scorer(_each(lambda answer: Outcome(task.reward(answer.problem, answer.text), {})))
     function = load_function(reference)
     form = form_of(function, reference) if signature == "auto" or reference.startswith("builtin:") else signature
-    call = partial(_CALLS[form], function, inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    if form in ("trl", "trl_messages"):
+        return Scorer(partial(_call_trl, form == "trl_messages", function, parameters), compares=True)
     if form == "verl":
-        return lambda answer: call(answer, task.part_of(answer.problem).name)
-    return call
+        return Scorer(_each(lambda answer: _call_verl(function, parameters, answer, task.part_of(answer.problem).name)))
+    return Scorer(_each(partial(_call_task if form == "task" else _call_plain, function, parameters)))
 
 
 def _call_task(function: Callable[..., Any], _: Any, answer: Answer) -> Outcome:
-    return Outcome(_awaited(function(answer.problem, answer.text)), {})
+    return Outcome(awaited(function(answer.problem, answer.text)), {})
 
 
 def _call_plain(function: Callable[..., Any], parameters: Mapping[str, Any], answer: Answer) -> Outcome:
     arguments = (answer.text.lstrip(" "), gold_of(answer.problem))
     takes_all = len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    return Outcome(_awaited(function(*arguments[: 2 if takes_all else 1])), {})
+    return Outcome(awaited(function(*arguments[: 2 if takes_all else 1])), {})
 
 
 def _call_verl(function: Callable[..., Any], parameters: Mapping[str, Any], answer: Answer, name: str) -> Outcome:
     meta = answer.problem.meta
     given = {
-        "data_source": meta.get("data_source", name),
+        "data_source": name if meta.get("data_source") is None else meta["data_source"],
         "solution_str": answer.text.lstrip(" "),
         "ground_truth": gold_of(answer.problem),
-        "extra_info": meta.get("extra_info", {key: value for key, value in meta.items() if key not in OUR_COLUMNS}),
+        "extra_info": _named(meta) if meta.get("extra_info") is None else meta["extra_info"],
     }
-    found = _awaited(function(**_wanted(given, parameters)))
+    found = awaited(function(**_wanted(given, parameters)))
     if not isinstance(found, Mapping):
         return Outcome(found, {})
     if "score" not in found:
         raise ValueError(f"a reward of verl's form that returns a dict needs the key 'score'; got {sorted(found)}")
-    logs = {key: float(value) for key, value in found.items() if key != "score" and _is_number(value)}
-    return Outcome(found["score"], logs)
+    logs = {key: metric(value) for key, value in found.items() if key != "score"}
+    return Outcome(found["score"], {key: value for key, value in logs.items() if value is not None})
 
 
-def _call_trl(function: Callable[..., Any], parameters: Mapping[str, Any], answer: Answer) -> Outcome:
-    is_messages = isinstance(answer.problem.meta.get("prompt"), (list, tuple))
-    return _call_trl_with(is_messages, function, parameters, answer)
-
-
-def _call_trl_with(
-    is_messages: bool, function: Callable[..., Any], parameters: Mapping[str, Any], answer: Answer
-) -> Outcome:
-    """Call for one completion at a time, so that a time limit costs one answer: every list has one entry."""
-    prompt, text = answer.problem.prompt, answer.text.lstrip(" ")
-    own = answer.problem.meta.get("prompt")
-    messages = own if isinstance(own, (list, tuple)) else [{"role": "user", "content": prompt}]
-    logs: dict[str, float] = {}
-    given: dict[str, Any] = {name: [value] for name, value in _columns(answer.problem).items()}
+def _call_trl(
+    has_messages: bool, function: Callable[..., Any], parameters: Mapping[str, Any], answers: Sequence[Answer]
+) -> list[Outcome]:
+    """Call for answers to one problem: lists of as many entries as there are answers."""
+    problem, count = answers[0].problem, len(answers)
+    own = problem.meta.get("prompt")
+    is_own = isinstance(own, (list, tuple))
+    messages = own if is_own else [{"role": "user", "content": problem.prompt}]
+    texts = [answer.text.lstrip(" ") for answer in answers]
+    logs: list[dict[str, float]] = [{} for _ in answers]
+    given: dict[str, Any] = {name: [value] * count for name, value in _columns(problem).items()}
     given.update(
-        prompts=[messages if is_messages else prompt],
-        completions=[[{"role": "assistant", "content": text}] if is_messages else text],
-        trainer_state=SimpleNamespace(global_step=answer.step),
-        log_extra=lambda name, values: logs.update(_first_number(name, values)),
-        log_metric=lambda name, value: logs.update(_first_number(name, [value])),
+        prompts=[messages if has_messages or is_own else problem.prompt] * count,
+        completions=[[{"role": "assistant", "content": t}] for t in texts] if has_messages or is_own else texts,
+        trainer_state=SimpleNamespace(global_step=answers[0].step),
+        log_extra=lambda name, values: _log(logs, name, values),
+        log_metric=lambda name, value: _log(logs, name, [value] * count),
     )
-    if answer.token_ids is not None:
-        given["completion_ids"] = [list(answer.token_ids)]
+    if answers[0].token_ids is not None:
+        given["completion_ids"] = [list(answer.token_ids or ()) for answer in answers]
     elif "completion_ids" in parameters:
         raise ValueError("this reward reads completion_ids, but no token ids are known where it was called")
-    values = _awaited(function(**_wanted(given, parameters)))
-    if not isinstance(values, Sequence) or len(values) != 1:
-        raise ValueError(f"a reward of TRL's form must return a list with one value per completion (1); got {values!r}")
-    return Outcome(values[0], logs)
+    values = listed(awaited(function(**_wanted(given, parameters))), count)
+    return [Outcome(value, logged) for value, logged in zip(values, logs)]
 
 
-_CALLS: dict[str, Callable[..., Outcome]] = {
-    "task": _call_task,
-    "plain": _call_plain,
-    "trl": _call_trl,
-    "trl_messages": partial(_call_trl_with, True),
-    "verl": _call_verl,
-}
+def _log(logs: Sequence[dict[str, float]], name: str, values: Sequence[Any]) -> None:
+    """Keep what goes into the metrics of what a reward logs: numbers only."""
+    for of_answer, value in zip(logs, values):
+        found = metric(value)
+        if found is not None:
+            of_answer[name] = found
 
 
 def _columns(problem: Problem) -> dict[str, Any]:
-    columns = {"answer": problem.answer, **problem.meta}
-    return {name: value for name, value in columns.items() if name not in OUR_COLUMNS}
+    return _named({"answer": problem.answer, **problem.meta})
+
+
+def _named(meta: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the columns of a row in a problem's meta, but those that are given otherwise."""
+    return {name: value for name, value in meta.items() if isinstance(name, str) and name not in GIVEN_OTHERWISE}
 
 
 def _wanted(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(given)
     return {name: value for name, value in given.items() if name in parameters}
-
-
-def _awaited(value: Any) -> Any:
-    if not inspect.isawaitable(value):
-        return value
-
-    async def wait() -> Any:
-        return await value
-
-    return asyncio.run(wait())
-
-
-def _first_number(name: str, values: Sequence[Any]) -> dict[str, float]:
-    """Return what goes into the metrics of what a reward logs: numbers only."""
-    return {name: float(values[0])} if len(values) and _is_number(values[0]) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _weighted(part: str) -> Weighted:
@@ -259,29 +202,3 @@ def _weighted(part: str) -> Weighted:
 def _short_names(references: Sequence[str]) -> list[str]:
     short = [reference.removeprefix("builtin:").rpartition(":")[2].rpartition(".")[2] for reference in references]
     return short if len(set(short)) == len(short) else list(references)
-
-
-def _built_in(reference: str) -> Callable[..., Any]:
-    _, name, argument = [*reference.split(":", 2), ""][:3]
-    make = builtin.MAKERS.get(name)
-    if make is None:
-        names = ", ".join(f"builtin:{name}" for name in ("task", *builtin.MAKERS))
-        raise RewardError(f"there is no reward {reference!r}; built in are {names}")
-    return make(argument)
-
-
-def _import(where: str, reference: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # modules beside the user, as with python -m
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        if not Path(where).expanduser().is_file():
-            raise FileNotFoundError(f"there is no file {where}")
-        folder = str(Path(where).expanduser().resolve().parent)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)  # its neighbours, as for a script
-        return import_file(Path(where))
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RewardError(f"the reward {reference!r} cannot be imported: {reason}") from error

@@ -1,25 +1,26 @@
-"""One answer scored, and the process that does nothing else: the far side of the pipe from `reward.RewardPool`."""
+"""Answers scored, and the process that does nothing else: the far side of the pipe from `process.Worker`."""
 
 import contextlib
-import math
+import multiprocessing
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rwkv_es.errors import RwkvEsError
+from rwkv_es.errors import RwkvEsError, cause
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
+from rwkv_es.reward.values import event_loop, number
 from rwkv_es.task.mixture import load_tasks
 
 MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task
 MAX_ERROR_CHARS = 4000
 NO_LOGS: Mapping[str, float] = MappingProxyType({})
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
 
 
 class Scoring(NamedTuple):
@@ -35,7 +36,8 @@ class Result(NamedTuple):
     """One scored text."""
 
     reward: float | None
-    error: str = ""
+    error: str = ""  # all that is known of a failure
+    cause: str = ""  # the same in one line
     is_timeout: bool = False
     logs: Mapping[str, float] = NO_LOGS
 
@@ -46,48 +48,92 @@ def load(scoring: Scoring) -> Scorer:
     Raises:
         TaskError, RewardError: one of them cannot be loaded.
     """
+    event_loop()  # before a user's file is imported, which may make a client for it
     return load_scorer(load_tasks(scoring.task, scoring.data), scoring.reward, scoring.signature)
 
 
-def score_one(scorer: Scorer, answer: Answer) -> Result:
-    """Score; what is raised, and a value that is no finite number or None, becomes a failure."""
+def score_alone(scorer: Scorer, answer: Answer) -> Result:
+    """Score one answer, as `score_together`."""
+    results = score_together(scorer, [answer])
+    assert results is not None, "one answer always has a result"
+    return results[0]
+
+
+def score_together(scorer: Scorer, answers: Sequence[Answer]) -> list[Result] | None:
+    """Score; what is raised, and a value that is no finite number or None, becomes a failure.
+
+    None: several answers could not be scored together, and each is to be scored alone.
+    """
     try:
-        value, logs = scorer(answer)
-        return Result(None if value is None else _finite(value), logs=logs)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001  SystemExit too, and math-verify's timeout is no Exception
-        return Result(0.0, traceback.format_exc()[-MAX_ERROR_CHARS:])
+        return [Result(number(value), logs=logs) for value, logs in scorer.score(answers)]
+    except BaseException as error:  # SystemExit too, and math-verify's timeout is no Exception
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise  # the user's own; no key that is pressed reaches a worker
+        return [_failure(error)] if len(answers) == 1 else None
 
 
-def _finite(value: Any) -> float:
-    if not isinstance(value, Real):
-        raise TypeError(f"the reward must be a number or None (not applicable); got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"the reward must be finite, or None (not applicable); got {value}")
-    return float(value)
+def _failure(error: BaseException) -> Result:
+    said = cause(error)
+    if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
+        limit = f"a reward may allocate {MEMORY_BYTES >> 30} GiB beyond what importing its file takes"
+        said = f"{said}; {limit}: load models at import, outside of the function"
+    try:
+        return Result(0.0, traceback.format_exc()[-MAX_ERROR_CHARS:], said)
+    except Exception:  # noqa: BLE001  out of memory again, or the error cannot be written
+        return Result(0.0, said, said)
 
 
-def serve(parent: Connection, scoring: Scoring, alarm_s: float) -> None:
-    """Score batches until the parent hangs up; first thing said is "" or why the task cannot be loaded."""
+def serve(parent: Connection, lifeline: Connection, scoring: Scoring, time: tuple[float, float]) -> None:
+    """Score batches of groups until the parent hangs up.
+
+    The first thing said is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
+    for one answer, and how far over it this process goes before it ends itself.
+    """
     _isolate()
+    _guard(parent, lifeline)
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
     try:
         scorer = load(scoring)
     except RwkvEsError as error:
-        parent.send(str(error))
+        parent.send((str(error), False))
         return
     except BaseException:  # noqa: BLE001  any reason at all is reported to the parent, which raises
-        parent.send(traceback.format_exc()[-MAX_ERROR_CHARS:])
+        parent.send((traceback.format_exc()[-MAX_ERROR_CHARS:], False))
         return
     _limit_memory()
-    parent.send("")
+    parent.send(("", scorer.compares))
+    process = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
-            for answer in parent.recv():
-                _set_alarm(alarm_s)
-                result = score_one(scorer, answer)
+            for answers in parent.recv():
+                _set_alarm(time[0] * len(answers) + time[1])
+                results = score_together(scorer, answers)
+                if os.getpid() != process:
+                    os._exit(0)  # a child that the reward has forked came back as well: one of the two may speak
                 _set_alarm(0.0)  # the parent may be busy, and listen later
-                parent.send((*result[:-1], dict(result.logs)))
+                parent.send(None if results is None else [(*result[:-1], dict(result.logs)) for result in results])
+
+
+def end_processes(leader: int) -> None:
+    """Kill a process with its group and, on Linux, its descendants that have made groups of their own."""
+    for group in (*_groups_below(leader), leader):  # the last one may be the caller's own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def _groups_below(leader: int) -> Iterable[int]:
+    """Return the process groups of all descendants that the system tells of."""
+    children: dict[int, list[tuple[int, int]]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):  # it has just ended
+            parent, process_group = file.read_text("utf-8", "replace").rpartition(")")[2].split()[1:3]
+            children.setdefault(int(parent), []).append((int(file.parent.name), int(process_group)))
+    groups, waiting = set[int](), [leader]
+    while waiting:
+        for child, group in children.pop(waiting.pop(), []):
+            waiting.append(child)
+            groups.add(group)
+    return groups - {leader, os.getpgrp()}
 
 
 def _isolate() -> None:
@@ -97,6 +143,25 @@ def _isolate() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+
+
+def _guard(parent: Connection, lifeline: Connection) -> None:
+    """Leave a process behind that ends this one and all it has started, hung or not, once the parent is gone.
+
+    It is nobody's child, so that a reward which waits for its own children does not wait for it.
+    """
+    if not hasattr(os, "fork"):
+        return
+    leader = os.getpid()
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            parent.close()
+            with contextlib.suppress(EOFError, OSError):
+                lifeline.recv()
+            end_processes(leader)
+        os._exit(0)
+    os.waitpid(child, 0)
+    lifeline.close()
 
 
 def _limit_memory() -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,10 +18,19 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import rwkv_es
-from rwkv_es.errors import ConfigError, TaskError
+from rwkv_es.errors import ConfigError, TaskError, cause
 
 SPLITS = ("train", "test")
-PART, SYSTEM = "part_of_mixture", "system_of_prompt"  # keys of a problem's meta: a number, a text
+
+
+class Key(Enum):
+    """Keys of a problem's meta that are no columns of a row: they equal no name that a row can have."""
+
+    PART = "the number of a mixture's part"
+    SYSTEM = "a text that stands before the question"
+
+
+PART, SYSTEM = Key.PART, Key.SYSTEM
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Problem:
 
     prompt: str
     answer: str
-    meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    meta: Mapping[Any, Any] = field(default_factory=dict, hash=False)  # columns of a row, and `Key`s
 
 
 @dataclass(frozen=True)
@@ -224,11 +234,7 @@ def _run_import(spec: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
     except Exception as error:
-        raise TaskError(f"task {spec} cannot be imported: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise TaskError(f"task {spec} cannot be imported: {cause(error)}") from error
 
 
 def _member(module: ModuleType, name: str, spec: str) -> Any:
@@ -284,7 +290,7 @@ def _checked(problems: Callable[..., Any], spec: str, data: str) -> Callable[[st
         except TaskError:
             raise
         except Exception as error:
-            raise TaskError(f"problems({split!r}) of task {spec} failed: {_one_line(error)}") from error
+            raise TaskError(f"problems({split!r}) of task {spec} failed: {cause(error)}") from error
         if not is_usable:
             raise TaskError(
                 f"problems({split!r}) of task {spec} must return a sequence of Problem, and not an empty one"

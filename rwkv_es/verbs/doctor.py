@@ -88,8 +88,9 @@ def examine(config: Config, session: Session, scorers: RewardPool) -> Findings:
 
 
 def _ask_base(config: Config, session: Session, scorers: RewardPool, problems: Sequence[Problem]) -> Base:
-    answers = answer(session, problems, samples=config.samples)
-    scores = scorers.score(answers.problems, answers.texts, answers.token_ids)
+    answers = answer(session, problems, samples=config.samples, scorers=scorers)
+    scores = scorers.collect_()
+    scorers.say_failure_(scores)
     is_stopped = [completion.finish == "stop" for completion in answers.rollout.completions]
     return Base(as_numbers(scores.rewards), answers.texts, sum(is_stopped) / len(is_stopped))
 
@@ -100,8 +101,10 @@ def _spread(
     """Let the first members of a run's first step answer under a noise scale."""
     problems, base, sigma = tried
     es = ES.of(replace(config, sigma=sigma), session.model, session.base)
-    answers = answer(session._replace(model=es.model), problems, es.ask(range(NUM_DIRECTIONS)), config.samples)
-    scores = scorers.score(answers.problems, answers.texts, answers.token_ids)
+    members = es.ask(range(NUM_DIRECTIONS))
+    answers = answer(session._replace(model=es.model), problems, members, config.samples, scorers)
+    scores = scorers.collect_()
+    scorers.say_failure_(scores)
     by_member = torch.tensor(as_numbers(scores.rewards), dtype=torch.float64)
     votes = [vote(text) for text in answers.texts] if config.objective == "maj" else []
     rewards = combine(by_member.reshape(-1, len(problems), config.samples), config.objective, votes)  # (N,P)

@@ -102,6 +102,7 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
 
 def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, StepCounts]:
     scores = scorers.collect_()  # what was taken while the answers were generated
+    scorers.say_failure_(scores)
     return Judged(problems, answers.texts, as_numbers(scores.rewards)), count(answers, scores)
 
 

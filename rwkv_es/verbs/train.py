@@ -11,14 +11,15 @@ from torch import Tensor
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
-from rwkv_es.errors import ConfigError, RewardError
+from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import examples, held_out_line, readable, step_line
-from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, step_metrics
+from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, ranks_failing, step_metrics
 from rwkv_es.model.weights import BASE
 from rwkv_es.preflight import preflight
-from rwkv_es.reward.pool import MIN_ITEMS_FOR_LIMIT, RewardPool, Scores
+from rwkv_es.reward.pool import RewardPool
+from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
 from rwkv_es.run.cluster import Cluster, joined
 from rwkv_es.run.ledger import Ledger
 from rwkv_es.run.snapshots import Snapshot
@@ -121,6 +122,7 @@ def take_step(run: Run) -> None:
     timer.lap("score_s")
     mine = StepReport(as_matrix(scores.rewards, config, answers.texts), count(answers, scores), scores.metrics)
     report = mine.gathered(run.cluster, num_pairs, timer.total_s, bool(config.reward))
+    say_failure(run, report.failing, scores)
     refuse_failing(config, report.counted, scores)
     timer.lap("wait_s")
     update = run.es.tell(report.rewards)
@@ -166,11 +168,13 @@ def refuse_failing(config: Config, counted: StepCounts, scores: Scores) -> None:
     """
     num_failed = counted.errors + counted.timeouts
     if counted.answers >= MIN_ITEMS_FOR_LIMIT and num_failed > config.reward_error_limit * counted.answers:
-        raise RewardError(
-            f"the reward failed on {num_failed:g} of {counted.answers:g} answers, {counted.timeouts:g} of them out of "
-            f"time; the limit is {config.reward_error_limit:.0%}. Mend the reward, or raise reward_error_limit or "
-            f"reward_timeout. The first failure here:\n{scores.first_error}"
-        )
+        raise too_many_failed(num_failed, counted.timeouts, counted.answers, config.reward_error_limit, scores)
+
+
+def say_failure(run: Run, failing: Sequence[int], scores: Scores) -> None:
+    """Let the first of the processes in which rewards failed say how."""
+    if failing:
+        run.scorers.say_failure_(scores if failing[0] == run.cluster.rank else None)
 
 
 def note(run: Run, num_steps: int, metrics: dict[str, float]) -> None:
@@ -255,6 +259,7 @@ def hold_out(run: Run) -> float:
     scores = run.scorers.collect_()
     rewards = _floats(scores.rewards).reshape(-1, 1)
     rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))
+    say_failure(run, ranks_failing(counters), scores)
     metrics = held_out(rewards[:, 0].tolist(), StepCounts(*counters.sum(0).tolist()))
     if run.ledger is not None:
         note(run, num_steps, metrics)

@@ -3,12 +3,16 @@
 import pytest
 
 from rwkv_es.errors import RewardError
-from rwkv_es.reward.adapters import Answer, form_of, gold_of, load_function, load_scorer, parse_rewards
+from rwkv_es.reward.adapters import Answer, Outcome, gold_of, load_scorer, parse_rewards
+from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.task import Problem, Task
+from rwkv_es.reward.sheet import Group
+from rwkv_es.task import SYSTEM, Problem, Task
+from rwkv_es.task.task import PART
 
 TRL = """
-import asyncio, re
+import asyncio, functools, re
+import numpy as np
 from neighbour import TWO
 
 def longer(completion_ids, **kwargs):
@@ -38,6 +42,51 @@ def logs(completions, level, log_extra=None, log_metric=None, trainer_state=None
 
 def strict(completions, answer):
     return [float(a in c) for c, a in zip(completions, answer)]
+
+def relative(completions, **kwargs):
+    order = sorted(len(c) for c in completions)
+    return [float(order.index(len(c))) for c in completions]
+
+def longest_may_fail(completions, **kwargs):
+    if any("fail" in c for c in completions):
+        raise KeyError("fail")
+    return [float(len(completions))] * len(completions)
+
+def no_texts(completions):
+    contents = [completion[0]["content"] for completion in completions]
+    return [float(content.endswith("42")) for content in contents]
+
+def last_message(completions, **kwargs):
+    try:
+        return [float("42" in c[-1].get('content')) for c in completions]
+    except Exception:
+        return [0.0] * len(completions)
+
+def _contents(completions):
+    return [message["content"] for completion in completions for message in completion]
+
+def by_a_helper(prompts, completions, answer, **kwargs):
+    assert prompts[0][-1]["role"] == "user"
+    return [float(a in c) for a, c in zip(answer, _contents(completions))]
+
+class Checks:
+    def __call__(self, completions, **kwargs):
+        return [float("42" in c[0]["content"]) for c in completions]
+
+checks = Checks()
+bound = functools.partial(no_texts)
+
+def a_column(completions, content, **kwargs):
+    return [float(kwargs["content"] in c) if "content" in kwargs else float(content[0] in c) for c in completions]
+
+def keys(completions, **kwargs):
+    return [float(len([name for name in kwargs if name in ("part_of_mixture", "system_of_prompt")]))]
+
+def array(completions, **kwargs):
+    return np.array([float(len(c)) for c in completions])
+
+def column_or_none(completions, hint, **kwargs):
+    return [float(h is None) for h in hint]
 
 def two_for_one(completions, **kwargs):
     return [1.0, 2.0]
@@ -109,7 +158,12 @@ def task() -> Task:
 
 def score(folder, reference, text, problem=PROBLEM, signature="auto", step=0, token_ids=None):
     scorer = load_scorer(task(), f"{folder}/{reference}", signature)
-    return scorer(Answer(problem, text, token_ids, step))
+    return alone(scorer, Answer(problem, text, token_ids, step))
+
+
+def alone(scorer, answer) -> Outcome:
+    (outcome,) = scorer.score([answer])
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -128,6 +182,13 @@ def score(folder, reference, text, problem=PROBLEM, signature="auto", step=0, to
         ("plain.py:length", " four", -4),
         ("plain.py:none", "", None),
         ("plain.py:instance", "", 0.5),
+        ("trl.py:array", "abc", 3.0),
+        ("trl.py:no_texts", " so 42", 1.0),
+        ("trl.py:no_texts", "so 41", 0.0),
+        ("trl.py:last_message", "so 42", 1.0),
+        ("trl.py:by_a_helper", "so #### 42", 1.0),
+        ("trl.py:checks", "so 42", 1.0),
+        ("trl.py:bound", "so 42", 1.0),
     ],
 )
 def test_each_form_is_told_by_its_parameters_and_called_as_it_is(folder, reference, text, value):
@@ -185,15 +246,15 @@ def test_what_is_returned_is_checked(folder, reference, message):
 
 def test_several_rewards_are_added_with_their_weights_and_none_is_left_out(folder):
     spec = f"{folder}/plain.py:same=0.5, {folder}/plain.py:none=9,{folder}/plain.py:length=-0.25,builtin:task"
-    outcome = load_scorer(task(), spec)(Answer(PROBLEM, "42"))
+    outcome = alone(load_scorer(task(), spec), Answer(PROBLEM, "42"))
     assert outcome.value == 0.5 * 1.0 + -0.25 * -2 + 0.125
     assert outcome.logs == {"reward/same": 1.0, "reward/length": -2.0, "reward/task": 0.125}
     spec = f"{folder}/plain.py:none,{folder}/plain.py:none=2"
-    assert load_scorer(task(), spec)(Answer(PROBLEM, "42")).value is None
+    assert alone(load_scorer(task(), spec), Answer(PROBLEM, "42")).value is None
 
 
 def test_without_a_reward_of_ones_own_the_task_scores():
-    assert load_scorer(task(), "")(Answer(PROBLEM, "x")) == (0.125, {})
+    assert alone(load_scorer(task(), ""), Answer(PROBLEM, "x")) == (0.125, {})
 
 
 def test_a_form_may_be_said_where_names_mislead(folder):
@@ -251,3 +312,100 @@ def test_a_reward_that_a_worker_cannot_load_is_one_sentence(folder):
     pool = RewardPool("copy", "", 1, 10.0, 1.0, reward=f"{folder}/none.py:f")
     with pool, pytest.raises(RewardError, match=r"cannot load the task:\nthe reward .*none.py:f' cannot be imported"):
         pool.score([PROBLEM], ["42"])
+
+
+def test_messages_are_told_by_the_source_and_columns_of_that_name_are_none(folder):
+    forms = {name: form_of(load_function(f"{folder}/trl.py:{name}"), name) for name in ("strict", "a_column", "slow")}
+    assert set(forms.values()) == {"trl"}
+    assert score(folder, "trl.py:a_column", "so 42", Problem("", "", {"content": "42"})).value == 1.0
+
+
+def test_columns_may_have_any_name_and_null_is_handed_on(folder):
+    named_like_ours = Problem(
+        "", "", {"part_of_mixture": 3, "system_of_prompt": "x", PART: 1, SYSTEM: "y", "hint": None}
+    )
+    assert score(folder, "trl.py:keys", "", named_like_ours).value == 2.0
+    assert score(folder, "trl.py:column_or_none", "", named_like_ours).value == 1.0
+    assert gold_of(Problem("", "7", {"answer": None, "ground_truth": None})) == "7"
+
+
+def test_what_compares_sees_the_answers_of_a_group_together_and_alone_where_that_fails(folder):
+    answers = [Answer(PROBLEM, text) for text in ("ab", "a", "abc")]
+    scorer = load_scorer(task(), f"{folder}/trl.py:relative,{folder}/plain.py:length=10")
+    assert scorer.compares and [outcome.value for outcome in scorer.score(answers)] == [1 - 20, 0 - 10, 2 - 30]
+    assert not load_scorer(task(), f"{folder}/plain.py:length").compares
+
+
+def pool_with(reward: str, workers: int) -> RewardPool:
+    return RewardPool("copy", "", workers, 10.0, 1.0, reward=reward)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_groups_are_scored_whole_whatever_the_order_of_the_answers(folder, workers):
+    texts = {4: "abcd", 0: "a", 3: "ab", 1: "abc", 2: "", 5: "fail"}
+    groups = {0: "x", 1: "x", 3: "x", 2: "y", 4: "y", 5: "z"}
+    with pool_with(f"{folder}/trl.py:relative", workers) as pool:
+        for order in (list(texts), sorted(texts), sorted(texts, reverse=True)):
+            for place in order:
+                name = groups[place]
+                pool.take_(place, Answer(PROBLEM, texts[place]), Group(name, list(groups.values()).count(name)))
+                pool.tend_()
+            assert pool.collect_().rewards == [0.0, 2.0, 0.0, 1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_in_a_group_costs_its_own_answer_alone(folder, workers):
+    with pool_with(f"{folder}/trl.py:longest_may_fail", workers) as pool:
+        for place, text in enumerate(("a", "fail", "b", "c", "d")):
+            pool.take_(place, Answer(PROBLEM, text), Group(place // 3, 3 - place // 3))
+        scores = pool.collect_()
+    assert scores.rewards == [1.0, 0.0, 1.0, 2.0, 2.0], "those beside it alone, the others in twos"
+    assert scores.causes.keys() == {1} and "KeyError: 'fail' (trl.py, line" in scores.causes[1]
+
+
+def test_a_reward_that_hangs_in_a_group_costs_its_own_answer_alone(tmp_path):
+    (tmp_path / "hangs.py").write_text(
+        "def f(completions, **kwargs):\n    while 'hang' in completions: pass\n    return [float(len(completions))] * len(completions)\n"
+    )
+    with RewardPool("copy", "", 1, 0.3, 1.0, reward=f"{tmp_path}/hangs.py:f") as pool:
+        for place, text in enumerate(("a", "hang", "b")):
+            pool.take_(place, Answer(PROBLEM, text), Group("all", 3))
+        scores = pool.collect_()
+    assert (scores.rewards, scores.errors, scores.timeouts) == ([1.0, 0.0, 1.0], 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_client_may_be_kept_between_calls(tmp_path, workers):
+    (tmp_path / "client.py").write_text(
+        "import asyncio\n"
+        "try:\n    at_import = asyncio.get_event_loop()\nexcept RuntimeError:\n    at_import = None\n"
+        "class Client:\n    loop = at_import\n"
+        "    async def ask(self):\n        self.loop = self.loop or asyncio.get_running_loop()\n"
+        "        assert self.loop is asyncio.get_running_loop() and not self.loop.is_closed()\n        return 0.5\n"
+        "client = Client()\n"
+        "async def judge(completions, **kwargs):\n    return await asyncio.gather(*[client.ask() for _ in completions])\n"
+    )
+    with pool_with(f"{tmp_path}/client.py:judge", workers) as pool:
+        assert pool.score([PROBLEM] * 3, ["a", "b", "c"]).rewards == [0.5] * 3
+
+
+def test_sums_beyond_any_use_are_failures_and_reach_no_metric(tmp_path):
+    (tmp_path / "large.py").write_text(
+        "def a(completion, answer): return float(completion)\ndef v(solution_str): return {'score': 1, 'log': float(solution_str)}"
+    )
+    spec = f"{tmp_path}/large.py:a=2,{tmp_path}/large.py:v"
+    with pool_with(spec, 0) as pool:
+        scores = pool.score([PROBLEM] * 4, ["1e308", "9e29", "-1e308", "2"])
+    assert (scores.rewards, scores.errors) == ([0.0, 0.0, 0.0, 5.0], 3)
+    assert scores.metrics == {"log/log": 2.0, "reward/a": 2.0, "reward/v": 1.0}
+
+
+def test_the_first_failure_is_said_once(folder, capsys):
+    with pool_with(f"{folder}/trl.py:longest_may_fail", 0) as pool:
+        for _ in range(2):
+            pool.say_failure_(pool.score([PROBLEM] * 3, ["ok", "fail", "fail"]))
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "rwkv-es: the reward failed on 2 of 3 answers, which count as 0; the first time: KeyError: 'fail' (trl.py"
+    )
+    assert said.count("\n") == 1

@@ -12,6 +12,13 @@ from rwkv_es.task import Problem
 
 SMALL = "--steps 2 --population 4 --prompts 2 --max-new 6 --eval-size 2 --engine torch --threads 1 --temperature 1 --sigma 0.2 --lr 0.1 --tracker none"
 TRL = """
+def longest(completions, **kwargs):
+    most = max(len(completion) for completion in completions)
+    return [float(len(completion) == most) for completion in completions]
+
+def misspelt(completions, **kwargs):
+    return [float(kwargs["solution"][0] in c) for c in completions]
+
 def longer(completion_ids, **kwargs):
     return [float(sum(ids)) / 100 for ids in completion_ids]
 
@@ -86,6 +93,32 @@ def test_rewards_written_for_trl(work, capsys):
     for row in metrics:
         assert row["reward/longer"] > 0 and row["log/chars"] > 0 and row["reward/length"] <= 0
     assert "held-out problems are also" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_rewards_that_compare_answers_tell_the_members_of_a_pair_apart(work, samples):
+    command = f"--model tiny --task jsonl --data data --template raw --reward trl.py:longest --samples {samples}"
+    assert all(
+        0.5 / samples <= row["reward_mean"] < 1 and row["reward_std_of_members"] > 0 for row in train(work, command)
+    )
+
+
+@pytest.mark.parametrize("command", ["train --model tiny --run run --steps 2 --population 4 --prompts 2", "eval tiny"])
+def test_a_reward_that_always_fails_is_said_once_with_its_own_last_line(work, command, capsys):
+    data = "--task jsonl --data data --template raw --max-new 4 --eval-size 2 --engine torch --threads 1"
+    assert main([*command.split(), *data.split(), "--reward", "trl.py:misspelt"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "reward failed" in line]
+    assert len(said) == 1 and "KeyError: 'solution' (trl.py, line 7" in said[0]
+    assert 'return [float(kwargs["solution"][0] in c) for c in completions]' in said[0]
+
+
+def test_a_task_whose_reward_has_a_mistake_is_told_so(work, capsys):
+    (work / "mine.py").write_text(
+        TASK.replace('1=5:", "")', '1=5:", "5")').replace("sum(map(ord, text))", "number(text)")
+    )
+    assert main(["train", "--model", "tiny", "--task", "./mine.py", "--run", "run"]) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert "NameError: name 'number' is not defined (mine.py, line 7, in reward: return number(text) / 1000)" in said
 
 
 def test_a_reward_and_data_written_for_verl(work):

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import wait_until_gone
 
 from rwkv_es.errors import RewardError, TaskError
 from rwkv_es.reward.adapters import Answer
-from rwkv_es.reward.pool import RewardPool, Scores
+from rwkv_es.reward.pool import RewardPool
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.task import Problem, load_task
 
 TIMEOUT_S = 0.6
@@ -109,20 +111,6 @@ def score(
 ) -> Scores:
     with RewardPool(task, "", workers, timeout_s, error_limit) as pool:
         return pool.score([Problem("q", "1")] * len(texts), texts)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
-    end = time.monotonic() + seconds
-    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < end:
-        time.sleep(0.02)
-    return left
 
 
 KILLED = ["hang", "_exit", "hang in C", "crash", "interrupt"]
@@ -237,7 +225,7 @@ def test_a_worker_that_does_not_read_stops_nobody(task):
 
 
 def test_results_that_nobody_collects_for_long_are_kept(task, monkeypatch):
-    monkeypatch.setattr("rwkv_es.reward.pool.ORPHAN_S", 0.0)
+    monkeypatch.setattr("rwkv_es.reward.process.ORPHAN_S", 0.0)
     with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
         assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
         for place in range(256):  # more than the pipe holds
