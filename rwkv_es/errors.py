@@ -37,8 +37,7 @@ class Terminated(KeyboardInterrupt):
 def cause(error: BaseException) -> str:
     """Say in one line what a user's code raised, and the last line of the user's own that it came through."""
     try:
-        lines = traceback.TracebackException(type(error), error, None).format_exception_only()
-        said = " ".join("".join(lines if isinstance(error, SyntaxError) else list(lines)[:1]).split())
+        said = _in_a_line(error)
         frames = traceback.extract_tb(error.__traceback__)
     except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
         return type(error).__name__
@@ -47,6 +46,14 @@ def cause(error: BaseException) -> str:
     if frame is None:
         return said
     return f"{said} ({os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line})"
+
+
+def _in_a_line(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        where = f" ({os.path.basename(error.filename or '')}, line {error.lineno}: {(error.text or '').strip()})"
+        return f"{type(error).__name__}: {error.msg}{where if error.filename else ''}"
+    lines = traceback.TracebackException(type(error), error, None).format_exception_only()
+    return " ".join(next(iter(lines)).split())
 
 
 def _is_users(file: str) -> bool:

@@ -55,7 +55,7 @@ def functions(tmp_path_factory):
         ("silent", "(mine.py, line 21, in silent: raise Silent)"),
         ("deep", "RecursionError: maximum recursion depth exceeded"),
         ("assertion", "AssertionError (mine.py, line 27, in assertion: assert 1 == 2)"),
-        ("parsed", "SyntaxError"),
+        ("parsed", "SyntaxError: invalid syntax (formula, line 1: 1 +) (mine.py, line 30, in parsed"),
     ],
 )
 def test_it_names_the_last_line_of_the_users_own(functions, name, said):

@@ -3,7 +3,7 @@
 import pytest
 
 from rwkv_es.errors import ConfigError
-from rwkv_es.task import Problem, Task
+from rwkv_es.task import SYSTEM, Problem, Task
 from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
 
 PROBLEMS = [Problem(f"{i}?", f"is {i}") for i in range(4)]
@@ -40,7 +40,7 @@ def test_nobody_is_shown_his_own_answer():
 def test_the_system_text_stands_before_the_examples():
     prompt = prompt_of(task(), PROBLEMS[3], Prompting(system="Brief.", shots="1"))
     assert prompt == "System: Brief.\n\nUser: 0?\n\nAssistant: is 0\n\nUser: 3?\n\nAssistant:"
-    own = Problem("3?", "", {"system_of_prompt": "Long.", "system": "a column"})
+    own = Problem("3?", "", {SYSTEM: "Long.", "system_of_prompt": "a column", "system": "a column"})
     assert prompt_of(task(), own, Prompting("system", "Brief.")) == "System: Long.\n\nUser: 3?\n\nAssistant:"
 
 

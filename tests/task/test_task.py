@@ -170,7 +170,7 @@ def test_a_mistyped_name_gets_the_nearest_one():
         (WHOLE + "ENDS = 'x'", "ENDS .* tuple of strings.*got 'x'"),
         (WHOLE + "TIMEOUT_S = 0", "TIMEOUT_S .* above 0; got 0"),
         ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def (", "cannot be imported: SyntaxError"),
+        ("def (", r"cannot be imported: SyntaxError: invalid syntax \(task.py, line 1: def \(\)"),
     ],
 )
 def test_a_broken_task_is_refused_in_one_sentence(tmp_path, text, message):

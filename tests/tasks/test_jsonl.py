@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rwkv_es.errors import TaskError
+from rwkv_es import task
 from rwkv_es.task import Problem, load_task
 from rwkv_es.task.datasets import fetch_rows
 
@@ -24,7 +25,7 @@ USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "
         ({"prompt": "q", "answer": 3}, "3", {"answer": 3}),
         ({"problem": "q", "ground_truth": [1, 2], "x": 1}, "[1, 2]", {"problem": "q", "ground_truth": [1, 2], "x": 1}),
         ({"prompt": "q", "system": "a column"}, "", {"system": "a column"}),
-        ({"prompt": [SYSTEM, USER]}, "", {"prompt": [SYSTEM, USER], "system_of_prompt": "s"}),
+        ({"prompt": [SYSTEM, USER]}, "", {"prompt": [SYSTEM, USER], task.SYSTEM: "s"}),
         (
             {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "7"}, "data_source": "d"},
             "7",

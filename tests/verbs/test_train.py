@@ -197,7 +197,7 @@ class Hearer:
     def __init__(self):
         self.taken, self.counts = {}, []
 
-    def take_(self, place, answer):
+    def take_(self, place, answer, group):
         self.taken[place] = answer
 
     def tend_(self):
