@@ -66,9 +66,16 @@ def score_together(scorer: Scorer, answers: Sequence[Answer]) -> list[Result] | 
     """
     try:
         return [Result(number(value), logs=logs) for value, logs in scorer.score(answers)]
-    except BaseException as error:  # SystemExit too, and math-verify's timeout is no Exception
-        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
-            raise  # the user's own; no key that is pressed reaches a worker
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  SystemExit too, and math-verify's timeout is no Exception
+        return [_failure(error)] if len(answers) == 1 else None
+
+
+def _score_in_worker(scorer: Scorer, answers: Sequence[Answer]) -> list[Result] | None:
+    try:
+        return score_together(scorer, answers)
+    except KeyboardInterrupt as error:  # the reward's own: no key that is pressed reaches a worker
         return [_failure(error)] if len(answers) == 1 else None
 
 
@@ -107,7 +114,7 @@ def serve(parent: Connection, lifeline: Connection, scoring: Scoring, time: tupl
         while True:
             for answers in parent.recv():
                 _set_alarm(time[0] * len(answers) + time[1])
-                results = score_together(scorer, answers)
+                results = _score_in_worker(scorer, answers)
                 if os.getpid() != process:
                     os._exit(0)  # a child that the reward has forked came back as well: one of the two may speak
                 _set_alarm(0.0)  # the parent may be busy, and listen later

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rwkv_es.errors import TaskError
 from rwkv_es import task
+from rwkv_es.errors import TaskError
 from rwkv_es.task import Problem, load_task
 from rwkv_es.task.datasets import fetch_rows
 
