@@ -38,7 +38,7 @@ MAIN_OPTION = {  # needs no flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit code: 0, 2 where there is something to mend, 130 or 143 if told to end."""
+    """Run a command line. Returns the exit code: 0, 2 if there is something to mend, 130 or 143 if asked to end."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(argv)
@@ -282,7 +282,7 @@ def _show_task(config: Config) -> None:
 
 
 def _problems_of(task: Any) -> Any:
-    """Return the training problems, or where there are none (AIME) the others."""
+    """Return the training problems, or, if there are none (AIME), the test problems."""
     from rwkv_es.errors import TaskError
 
     try:

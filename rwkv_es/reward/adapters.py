@@ -49,7 +49,7 @@ class Weighted(NamedTuple):
 def load_scorer(task: Task, rewards: str, signature: str = "auto") -> Scorer:
     """Return what scores an answer: the task's own reward, or the weighted sum of those that the options name.
 
-    A reward that is not applicable (None) is left out of the sum; where all are, the sum is.
+    A reward that is not applicable (None) is left out of the sum; if all are, the sum is.
 
     Raises:
         RewardError: a function cannot be loaded, or its form is not known.
@@ -90,7 +90,7 @@ def parse_rewards(spec: str) -> list[Weighted]:
 
 
 def gold_of(problem: Problem) -> Any:
-    """Return what a foreign reward compares with: the row's own answer, unchanged where there is one."""
+    """Return what a foreign reward compares with: the row's own answer, unchanged if there is one."""
     verl = problem.meta.get("reward_model")
     for found in (problem.meta, verl if isinstance(verl, Mapping) else {}):
         if found.get("ground_truth") is not None:

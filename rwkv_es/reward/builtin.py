@@ -18,7 +18,7 @@ def make_format(argument: str) -> Reward:
 
 
 def has_form(problem: Problem, text: str) -> float:
-    """Score 1 where thinking, once begun, ends once and something follows; in one answer tag if the gold has one."""
+    """Score 1 if thinking, once begun, ends once and something follows; in one answer tag if the gold has one."""
     rest = text
     if "<think" in text or "</think>" in text:
         thought, _, rest = text.partition("</think>")

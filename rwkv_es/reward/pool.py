@@ -178,7 +178,7 @@ class RewardPool:
             self._sheet.lose_(unit, worker.failure())
 
     def _wait(self) -> None:
-        """Sleep until a worker has something to say or runs out of time; not at all where one has nothing to do."""
+        """Sleep until a worker has something to say or runs out of time; not at all if one has nothing to do."""
         waited_for = [worker for worker in self._workers if worker.pending or not worker.is_ready]
         if len(waited_for) < len(self._workers) and self._sheet.waiting:
             return

@@ -34,7 +34,7 @@ def number(value: Any) -> float | None:
 
 
 def metric(value: Any) -> float | None:
-    """Return what a reward logs as a number for the metrics; None where it is none."""
+    """Return what a reward logs as a number for the metrics; None if it is none."""
     try:
         return number(value)
     except (TypeError, ValueError, OverflowError):

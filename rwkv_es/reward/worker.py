@@ -129,7 +129,7 @@ def end_processes(leader: int) -> None:
 
 
 def _groups_below(leader: int) -> Iterable[int]:
-    """Return the process groups of all descendants that the system tells of."""
+    """Return the process groups of all descendants that the system lists."""
     children: dict[int, list[tuple[int, int]]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):  # it has just ended

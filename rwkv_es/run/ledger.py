@@ -45,7 +45,7 @@ class Ledger:
         """Start a run from the checkpoint `base` in the folder, or continue the one that is there.
 
         Raises:
-            ConfigError: another process holds the folder, it holds a run with other options (or any run, where
+            ConfigError: another process holds the folder, it holds a run with different options (or any run, if
                 options["resume"] is "never"), a line in the middle of a file is broken, or it cannot be written.
         """
         with files.writing(folder):
@@ -248,7 +248,7 @@ def provenance(base: Path) -> dict[str, str]:
 def _check_same_run(
     folder: Path, options: Mapping[str, Any], made_with: Mapping[str, Any], next_step: int
 ) -> Mapping[str, Any]:
-    """Refuse to continue a run whose weights would have become others. Returns what to note as its provenance."""
+    """Refuse to continue a run whose weights would have become different. Returns what to note as its provenance."""
     old = read_config(folder)
     before = {**old, "base_sha256": old[PROVENANCE].get("base_sha256")}
     now = {**options, "base_sha256": made_with["base_sha256"]}

@@ -123,7 +123,7 @@ def suggest_sigma(base_reward: float, spreads: Sequence[Spread]) -> float:
 
 
 def suggest_prompts(share_with_signal: float) -> int | None:
-    """Return how many prompts a step needs to have a few with a signal; None where there is none at all."""
+    """Return how many prompts a step needs to have a few with a signal; None if there is none at all."""
     return math.ceil(PROBLEMS_WITH_SIGNAL / share_with_signal) if share_with_signal else None
 
 
