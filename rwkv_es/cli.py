@@ -13,6 +13,7 @@ from rwkv_es.config.file import RECIPES, is_run_folder, load_file, run_folder
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
 from rwkv_es.config.options import OPTIONS, Config, build, to_dict
+from rwkv_es.engine.batch import choose_blas_mode
 from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
 from rwkv_es.run.launcher import under_launcher
 
@@ -40,6 +41,7 @@ MAIN_OPTION = {  # needs no flag
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code: 0, 2 if there is something to mend, 130 or 143 if asked to end."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    choose_blas_mode()
     try:
         _dispatch(argv)
     except RwkvEsError as error:

@@ -10,12 +10,14 @@ from typing import NamedTuple
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.rollout import Completion, Decoding, Rollout, padded, rollout
+from rwkv_es.engine import cpu
+from rwkv_es.engine.batch import Verdict, advice, examine
+from rwkv_es.engine.rollout import Completion, Decoding, Rollout, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.model.forward import Model, rows_differ
+from rwkv_es.model.forward import Model
 from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
 from rwkv_es.model.weights import BASE, Members
@@ -126,15 +128,22 @@ def open_scorers(config: Config) -> Iterator[RewardPool]:
         yield scorers
 
 
-def warn_if_rows_differ(session: Session) -> None:
-    """Say on stderr where the linear algebra library makes a completion depend on how many others are in flight."""
-    differing = rows_differ(session.model, padded(session.decoding.slots))
-    if differing:
-        print(
-            f"rwkv-es: a row of {differing[0]} has other last bits among {session.decoding.slots} slots than "
-            "among 8, or in parts, on this machine; results repeat exactly only with the same --slots and --threads",
-            file=sys.stderr,
-        )
+def examined(session: Session) -> Verdict:
+    """Find out how many rows this machine's matrix products need for the same bits in any company."""
+    decoding = session.decoding
+    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(session.model, None)  # its products have one thread
+    return examine(session.model, decoding.slots, decoding.threads, 1 if is_fused else decoding.threads)
+
+
+def steady(session: Session, verdict: Verdict) -> Session:
+    """Return the session with products of as many rows as the verdict says."""
+    return session._replace(decoding=session.decoding._replace(row_multiple=verdict.multiple))
+
+
+def warn_if_unsteady(verdict: Verdict) -> None:
+    """Say on stderr what this machine cannot promise."""
+    if text := advice(verdict):
+        print(f"rwkv-es: {text}", file=sys.stderr)
 
 
 def warn_if_splits_overlap(session: Session) -> None:

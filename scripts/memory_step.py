@@ -23,7 +23,7 @@ import torch
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine import cpu, memory
-from rwkv_es.engine.rollout import padded
+from rwkv_es.engine.batch import MULTIPLES, padded
 from rwkv_es.es.strategy import ES
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
@@ -94,7 +94,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
     held = {
         "weights_bytes": sum(map(num_bytes, [*es.model.params.values(), *es.model.scales.values()])),
         "master_bytes": sum(map(num_bytes, es.updater.master.values())),
-        "state_bytes": state_bytes(es.model, padded(config.slots)),
+        "state_bytes": state_bytes(es.model, padded(config.slots, MULTIPLES[0])),
         "factors_bytes": factors_bytes(members.factors),
     }
     most, needed, expected = max(peak.laps.values()), sum(held.values()), planned(config, es)

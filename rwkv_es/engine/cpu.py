@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rwkv_es.engine.batch import MULTIPLES
 from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
-from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, layer_norm, new_state
+from rwkv_es.model.forward import Model, State, layer_norm, new_state
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 
@@ -84,8 +85,8 @@ class FusedEngine:
     Rows are shared out to threads. Made by `running`.
     """
 
-    def __init__(self, model: Model, factors: Factors | None, num_threads: int) -> None:
-        self.model = model
+    def __init__(self, model: Model, factors: Factors | None, num_threads: int, row_multiple: int) -> None:
+        self.model, self.row_multiple = model, row_multiple
         self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
         self.noise = [_pack(factors, i) for i in range(model.arch.n_layer)]
         rank = max(noise.block.shape[1] for noise in self.noise)
@@ -118,12 +119,12 @@ class FusedEngine:
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from numba's cache: run them on rows that nobody looks at."""
-        tokens, state = torch.zeros(ROW_MULTIPLE, dtype=torch.int64), new_state(self.model, ROW_MULTIPLE)
+        tokens, state = torch.zeros(self.row_multiple, dtype=torch.int64), new_state(self.model, self.row_multiple)
         self.forward(Weights(self.model.params), self.model.arch, tokens, state)
 
     def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], None], num_rows: int) -> None:
-        """Let the threads work on contiguous shares of rows (or words), each a multiple of 8: no row's bits change."""
-        per_thread = -(-num_rows // (ROW_MULTIPLE * len(self.scratch))) * ROW_MULTIPLE
+        """Let the threads work on contiguous shares of rows (or words), each a full multiple: no row's bits change."""
+        per_thread = -(-num_rows // (self.row_multiple * len(self.scratch))) * self.row_multiple
         per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
         shares = [(start, min(start + per_thread, num_rows)) for start in range(0, num_rows, per_thread)]
         jobs = [(*share, scratch) for share, scratch in zip(shares, self.scratch)]
@@ -222,11 +223,13 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
 
 
 @contextmanager
-def running(model: Model, factors: Factors | None, num_threads: int) -> Iterator[FusedEngine]:
+def running(
+    model: Model, factors: Factors | None, num_threads: int = 1, row_multiple: int = MULTIPLES[0]
+) -> Iterator[FusedEngine]:
     """Start the engine; meanwhile torch itself has one thread, since its own would wait for work spinning."""
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    engine = FusedEngine(model, factors, num_threads)
+    engine = FusedEngine(model, factors, num_threads, row_multiple)
     try:
         with announced(_COMPILING):
             engine.warm_up()

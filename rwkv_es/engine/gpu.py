@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_es.engine.batch import MULTIPLES
 from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
-from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, forward, layer_norm, logits, new_state
+from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new_state
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 
@@ -122,8 +123,8 @@ class GpuEngine:
 
     def warm_up(self) -> None:
         """Compile the kernels, or load them from Triton's cache: run them on rows that nobody looks at."""
-        tokens = torch.zeros(ROW_MULTIPLE, dtype=torch.int64, device=self.model.like.device)
-        self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, ROW_MULTIPLE))
+        tokens = torch.zeros(MULTIPLES[0], dtype=torch.int64, device=self.model.like.device)
+        self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, MULTIPLES[0]))
         self.steps.clear()
 
     def _new_step(self, weights: Weights, num_rows: int, state: State) -> Step:
@@ -199,7 +200,7 @@ def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
 
 
 @contextmanager
-def running(model: Model, factors: Factors | None) -> Iterator[GpuEngine]:
+def running(model: Model, factors: Factors | None, *_: int) -> Iterator[GpuEngine]:
     """Start the engine; on a GPU it compiles its kernels and captures graphs."""
     device = model.like.device
     if device.type == "cpu":  # Triton's interpreter: nothing is compiled or captured

@@ -1,14 +1,14 @@
 """What models say of given texts: logits for every next token, many texts at a time through the same forward."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine.rollout import Decoding, engine_of, padded
+from rwkv_es.engine.rollout import Decoding, Engine, engine_of
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
 from rwkv_es.model.weights import Weights
 
@@ -61,17 +61,18 @@ def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) 
         engines = [stack.enter_context(engine_of(model, decoding, None)) for model in models]
         for first in range(0, len(order), decoding.slots):
             group = order[first : first + decoding.slots]
-            readers = [_reader(engine, model, len(group)) for engine, model in zip(engines, models)]
+            readers = [_reader(engine, model, decoding, len(group)) for engine, model in zip(engines, models)]
             yield from _read([texts[i] for i in group], np.array(group), readers)
 
 
 class _Reader(NamedTuple):
     """A model that reads, and the state of its rows."""
 
-    engine: Any
+    engine: Engine
     model: Model
     weights: Weights
     state: State
+    padded: Callable[[int], int]
 
     def read_(self, tokens: np.ndarray) -> Tensor:
         """Read one token per row of the first ones, in place: (S,) -> (S,C)."""
@@ -81,26 +82,26 @@ class _Reader(NamedTuple):
         return self.engine.forward(weights, self.model.arch, inputs, state)
 
     def logits(self, x: Tensor, rows: np.ndarray) -> Tensor:
-        """Apply the head to some rows of x (S,C): (n,V); products see a multiple of 8 rows."""
-        whole = torch.as_tensor(np.resize(rows, padded(len(rows))), device=x.device)
+        """Apply the head to some rows of x (S,C): (n,V); products see a full multiple of rows."""
+        whole = torch.as_tensor(np.resize(rows, self.padded(len(rows))), device=x.device)
         return self.engine.logits(self.weights.rows(whole), x[whole])[: len(rows)]
 
 
-def _reader(engine: Any, model: Model, num_rows: int) -> _Reader:
-    state, weights = new_state(model, padded(num_rows)), unperturbed(model)
-    reset_rows_(state, weights, torch.arange(padded(num_rows), device=model.like.device))
-    return _Reader(engine, model, weights, state)
+def _reader(engine: Engine, model: Model, decoding: Decoding, num_rows: int) -> _Reader:
+    state, weights = new_state(model, decoding.padded(num_rows)), unperturbed(model)
+    reset_rows_(state, weights, torch.arange(decoding.padded(num_rows), device=model.like.device))
+    return _Reader(engine, model, weights, state, decoding.padded)
 
 
 def _read(texts: Sequence[Text], names: np.ndarray, readers: Sequence[_Reader]) -> Iterator[Predicted]:
     """Read texts in the order of falling length: active rows are always the first ones."""
     lengths, starts = np.array([len(text.ids) for text in texts]), np.array([text.start for text in texts])
-    tokens = np.zeros((padded(len(texts)), lengths.max(initial=0)), np.int64)
+    tokens = np.zeros((readers[0].padded(len(texts)), lengths.max(initial=0)), np.int64)
     for row, text in zip(tokens, texts):
         row[: len(text.ids)] = text.ids
     for place in range(1, tokens.shape[1]):
         num_active = int((lengths > place).sum())
-        hidden = [reader.read_(tokens[: padded(num_active), place - 1]) for reader in readers]
+        hidden = [reader.read_(tokens[: reader.padded(num_active), place - 1]) for reader in readers]
         rows = np.flatnonzero(starts[:num_active] <= place)
         if rows.size:
             targets = torch.as_tensor(tokens[rows, place], device=hidden[0].device)

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from rwkv_es.engine.batch import MULTIPLES, padded
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.noise.targets import Target, select
 
-ROWS_AT_ONCE = 8  # slots come in multiples of this
+ROWS_AT_ONCE = MULTIPLES[0]  # slots come in multiples of this
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}  # fp32 numbers that an optimiser remembers per weight
 _FUSED = ("numba", "triton")  # engines that keep the factors a second time, side by side in bf16
@@ -100,7 +101,7 @@ def needed(arch: Arch, targets: Mapping[str, Target], load: Load) -> Memory:
     copied = [n for n in shapes if masters and n not in mastered and not _is_int8(load, n, shapes)]  # to compare them
     copies = 4 * sum(math.prod(shapes[name]) for name in copied)
     update = _update(list(targets.values()), entries, load)
-    rows = padded(load.slots)
+    rows = padded(load.slots, ROWS_AT_ONCE)
     state = arch.n_layer * arch.n_embd * (HEAD_SIZE * _BYTES[load.state_dtype] + 2 * width)
     pairs = -(-load.population // (2 * load.processes))
     return Memory(
@@ -142,11 +143,6 @@ def most_slots(
     return low * ROWS_AT_ONCE, memory(max(low, 1))
 
 
-def padded(num_rows: int) -> int:
-    """Round a number of rows up to a full multiple."""
-    return -(-num_rows // ROWS_AT_ONCE) * ROWS_AT_ONCE
-
-
 def _is_int8(load: Load, name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return load.quantize == "int8" and len(shapes[name]) == 2 and name.endswith(".weight")
 
@@ -167,7 +163,7 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
     pairs = arch.rank_w + arch.rank_a + arch.rank_v + arch.rank_g
     row, vectors = 14 * arch.n_embd + arch.n_ffn + pairs, _VECTORS * arch.n_layer * arch.n_embd
     if load.engine == "numba":
-        return 4 * (load.threads * min(_ROWS_PER_BLOCK, padded(-(-rows // load.threads))) * row + vectors)
+        return 4 * (load.threads * min(_ROWS_PER_BLOCK, padded(-(-rows // load.threads), ROWS_AT_ONCE)) * row + vectors)
     if load.engine == "triton":
         return _BYTES[load.dtype] * (rows * (row + 2 * arch.n_embd) + vectors)
     return rows * _TORCH_ROW * arch.n_embd * _BYTES[load.dtype]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine import cpu, gpu
+from rwkv_es.engine.batch import MULTIPLES, padded
 from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.checkpoint import Arch
-from rwkv_es.model.forward import ROW_MULTIPLE, Model, State, new_state, perturb, reset_rows_, unperturbed
+from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.tokenizer import Stops
 from rwkv_es.model.weights import Factors, Weights
 
@@ -45,6 +46,11 @@ class Decoding(NamedTuple):
     slots: int = 256
     engine: str = "auto"  # or "torch", "numba", "triton"
     threads: int = 1  # of the numba engine
+    row_multiple: int = MULTIPLES[0]  # of the rows in a matrix product, see `batch.examine`
+
+    def padded(self, num_rows: int) -> int:
+        """Round a number of rows up to what matrix products are given."""
+        return padded(num_rows, self.row_multiple)
 
 
 class Completion(NamedTuple):
@@ -112,7 +118,7 @@ def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iter
     is_able, running = ENGINES[name]
     if not is_able(model, factors):
         raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
-    with running(model, factors, decoding.threads) as engine:
+    with running(model, factors, decoding.threads, decoding.row_multiple) as engine:
         yield engine
 
 
@@ -121,11 +127,11 @@ def _plain_torch(*_: object) -> Iterator[Engine]:
     yield torch_engine
 
 
-# Each says whether it can run a model under some factors, and runs it with a number of threads.
+# Each says whether it can run a model under some factors, and runs it for a way of decoding.
 ENGINES: dict[str, tuple[Callable[..., bool], Callable[..., AbstractContextManager[Engine]]]] = {
     "torch": (lambda model, factors: True, _plain_torch),
     "numba": (cpu.is_able, cpu.running),
-    "triton": (gpu.is_able, lambda model, factors, _: gpu.running(model, factors)),
+    "triton": (gpu.is_able, gpu.running),
 }
 
 
@@ -134,10 +140,12 @@ class _Rows:
 
     def __init__(self, model: Model, requests: Sequence[Request], decoding: Decoding, factors: Factors | None) -> None:
         self.model, self.decoding, self.factors = model, decoding, factors
-        capacity = padded(min(decoding.slots, len(requests)))
+        capacity = decoding.padded(min(decoding.slots, len(requests)))
         self.state = new_state(model, capacity)
         self.saved: dict[Prefix, State] = {}
-        self.member = torch.zeros(capacity, dtype=torch.int64, device=self.state.wkv.device)
+        # Padding rows need a member whose factors are there: any.
+        member = requests[0].member if requests else -1
+        self.member = torch.full((capacity,), member, dtype=torch.int64, device=self.state.wkv.device)
         self.prompt = np.zeros((capacity, max((len(r.prompt) for r in requests), default=0)), np.int64)
         self.written = np.zeros((capacity, max((r.max_new for r in requests), default=0)), np.int64)
         self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork = np.zeros((5, capacity), np.int64)
@@ -168,7 +176,8 @@ class _Rows:
         if num_active > FEW_ROWS:
             return 0
         next_stop = np.where(self.next_fork < 0, self.num_prompt, self.next_fork)[:num_active]
-        counts = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD) // ROW_MULTIPLE * ROW_MULTIPLE
+        ahead = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD)
+        counts = ahead // self.decoding.row_multiple * self.decoding.row_multiple
         for slot in np.flatnonzero(counts > 0):
             first, count = self.num_read[slot], int(counts[slot])
             tokens = self._index(self.prompt[slot, first : first + count])
@@ -179,7 +188,7 @@ class _Rows:
 
     def tick_(self, engine: Engine, num_active: int) -> None:
         """Read one token per row; sample one for each row that has read its prompt."""
-        rows_read = slice(padded(num_active))
+        rows_read = slice(self.decoding.padded(num_active))
         in_prompt = self.num_read < self.num_prompt
         rows = np.arange(len(in_prompt))
         last_written = self.written[rows, np.maximum(self.num_written, 1) - 1]
@@ -235,6 +244,10 @@ class _Rows:
         self.num_written[slot], self.most[slot] = 0, request.max_new
         self.next_fork[slot] = _next_fork(request, num_read)
         self.kind[slot] = self.stops_of[request.id]
+        if self.factors is not None:  # the kernels look it up without asking again
+            assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
+                f"no factors of {request.member}"
+            )
         pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
         self.counter[slot] = (request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step)
         self.member[slot] = request.member
@@ -243,7 +256,7 @@ class _Rows:
         """Sample the next token of `rows` from the hidden x (S,C)."""
         if not rows.size:
             return
-        whole = self._index(np.resize(rows, padded(len(rows))))  # repeats rows up to a full multiple
+        whole = self._index(np.resize(rows, self.decoding.padded(len(rows))))  # repeats rows up to a full multiple
         scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : self.can_end.shape[1]]
         counter = self.counter[rows]
         counter[:, 0] += self.num_written[rows]
@@ -260,11 +273,6 @@ class _Rows:
 
     def _index(self, values: Sequence[int] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.member.device, non_blocking=True)
-
-
-def padded(num_rows: int) -> int:
-    """Round a number of rows up to what matrix products are given."""
-    return -(-num_rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _next_fork(request: Request, num_read: int) -> int:

@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from rwkv_es.model.checkpoint import Arch, Params
-from rwkv_es.model.weights import Factors, Weights, product
+from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.model.wkv import wkv_
 from rwkv_es.noise.factors import StepNoise, sign
 
-ROW_MULTIPLE = 8  # matrix products are given multiples of this many rows: with 1, 2 or 5, BLAS takes different paths
 _LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
 
 
@@ -188,29 +187,3 @@ def _group_norm(weights: Weights, y: Tensor, name: str) -> Tensor:
     """Normalise each head, then ln_x's weight and bias: y (S,H,K_h) -> (S,C)."""
     normal = functional.layer_norm(y, y.shape[-1:], eps=64e-5).flatten(1)
     return normal * weights.vector(name + ".weight") + weights.vector(name + ".bias")
-
-
-def rows_differ(model: Model, num_rows: int) -> list[str]:
-    """Return the matrices whose product gives a row other bits among `num_rows` rows than among 8, or in two halves.
-
-    Nothing is wrong with such a BLAS; but completions then depend on the number of slots or threads in their last bits.
-    """
-    by_shape = {tuple(w.shape): name for name, w in model.params.items() if w.dim() == 2 and "r_k" not in name}
-    return [name for name in by_shape.values() if not _rows_are_equal(model, name, num_rows)]
-
-
-def _rows_are_equal(model: Model, name: str, num_rows: int) -> bool:
-    """Compare the first, middle and last 8 rows of a product (num_rows,i) @ (i,o) with products of 8 rows."""
-    weight, scale = model.params[name][:4096], model.scales.get(name)  # a sample of a large head's outputs
-    scale = scale if scale is None else scale[:4096]
-    x = torch.linspace(-1, 1, num_rows * weight.shape[1], device=weight.device).sin().to(model.like.dtype)
-    x = x.reshape(num_rows, -1)
-    whole = product(x, weight, scale)
-    starts = {0, num_rows // 2 // ROW_MULTIPLE * ROW_MULTIPLE, num_rows - ROW_MULTIPLE}
-    blocks = [slice(start, start + ROW_MULTIPLE) for start in starts]
-    is_equal = all(torch.equal(product(x[block], weight, scale), whole[block]) for block in blocks)
-    if name != "head.weight" or scale is not None:
-        return is_equal
-    middle = len(weight) // 2 // ROW_MULTIPLE * ROW_MULTIPLE  # threads share out the head's words
-    halves = [torch.mm(x, part.t()) for part in (weight[:middle], weight[middle:])]
-    return is_equal and torch.equal(torch.cat(halves, 1), whole)

@@ -20,6 +20,11 @@ class Factors(NamedTuple):
     b: dict[str, Tensor]  # name -> (D,*batch,q,r)
     scale: dict[str, float]
 
+    @property
+    def num_directions(self) -> int:
+        """D."""
+        return len(next(iter(self.a.values()), ()))
+
 
 class Members(NamedTuple):
     """Who answers, and under which noise."""

@@ -124,7 +124,8 @@ class Cluster:
         Raises:
             ConfigError: a process was started with different options or versions.
         """
-        mine = {**options, "rwkv_es": __version__, "torch": torch.__version__}
+        threads = options.get("threads") or torch.get_num_threads()  # sums may depend on it
+        mine = {**options, "threads": threads, "rwkv_es": __version__, "torch": torch.__version__}
         said = [self.broadcast((socket.gethostname(), mine), source) for source in range(self.size)]
         self.hosts = [host for host, _ in said]
         for rank, (host, theirs) in enumerate(said):

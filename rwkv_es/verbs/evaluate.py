@@ -17,10 +17,12 @@ from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Answers,
     answer,
+    examined,
     greedy,
     open_scorers,
     open_session,
-    warn_if_rows_differ,
+    steady,
+    warn_if_unsteady,
 )
 from rwkv_es.task.answers import vote
 from rwkv_es.task.task import Problem, Task
@@ -89,7 +91,9 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
     if config.samples > 1 and not config.temperature:
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
     session = open_session(config)
-    warn_if_rows_differ(session)
+    verdict = examined(session)
+    warn_if_unsteady(verdict)
+    session = steady(session, verdict)
     problems = session.task.problems(config.split)[: config.eval_size or None]
     first, counted = _score(answer(greedy(session), problems, scorers=scorers), problems, scorers)
     sampled = None

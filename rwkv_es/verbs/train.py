@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
+from rwkv_es.engine.batch import Verdict
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
@@ -27,11 +29,13 @@ from rwkv_es.run.tracker import open_tracker
 from rwkv_es.session import (
     Session,
     answer,
+    examined,
     greedy,
     open_scorers,
     open_session,
-    warn_if_rows_differ,
+    steady,
     warn_if_splits_overlap,
+    warn_if_unsteady,
 )
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
@@ -72,11 +76,9 @@ def train(config: Config) -> Path | None:
         RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
     with joined(config) as cluster:
-        session = open_session(config)
-        if cluster.is_leader:
-            warn_if_rows_differ(session)
-            if config.eval_every:
-                warn_if_splits_overlap(session)
+        session = steady_everywhere(cluster, open_session(config))
+        if cluster.is_leader and config.eval_every:
+            warn_if_splits_overlap(session)
         es = ES.of(config, session.model, session.base)
         session, folder = session._replace(model=es.model), run_folder(config)
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path))
@@ -90,6 +92,15 @@ def train(config: Config) -> Path | None:
             if ledger is not None:
                 ledger.close()
     return folder if cluster.is_leader else None
+
+
+def steady_everywhere(cluster: Cluster, session: Session) -> Session:
+    """Return the session with products of as many rows as every process's machine needs."""
+    mine = examined(session)
+    verdict = reduce(Verdict.joined, [cluster.broadcast(mine, rank) for rank in range(cluster.size)])
+    if cluster.is_leader:
+        warn_if_unsteady(verdict)
+    return steady(session, verdict)
 
 
 def _go_on(run: Run) -> None:

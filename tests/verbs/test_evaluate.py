@@ -9,6 +9,7 @@ import torch
 
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
+from rwkv_es.engine.batch import Verdict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.model import checkpoint
@@ -128,7 +129,8 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
         base_path = tmp_path / "stub.pth"
 
     monkeypatch.setattr(evaluate, "open_session", lambda config: Stub)
-    monkeypatch.setattr(evaluate, "warn_if_rows_differ", lambda session: None)
+    monkeypatch.setattr(evaluate, "examined", lambda session: Verdict())
+    monkeypatch.setattr(evaluate, "steady", lambda session, _: session)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
     monkeypatch.setattr(
         evaluate, "count", lambda answers, scores: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
