@@ -7,8 +7,8 @@ from statistics import median
 from typing import NamedTuple
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.stops import cut
 from rwkv_es.errors import ConfigError, TaskError
-from rwkv_es.model.tokenizer import cut
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.session import Session, encode_prompt, part_of

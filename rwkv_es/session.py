@@ -15,15 +15,16 @@ from rwkv_es.engine.batch import Verdict, advice, examine
 from rwkv_es.engine.rollout import Completion, Decoding, Rollout, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model
 from rwkv_es.model.load import load_base
-from rwkv_es.model.tokenizer import END_ID, Stops, Tokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.model.weights import BASE, Members
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.reward.sheet import Group
+from rwkv_es.reward.sheet import Group, Scores
 from rwkv_es.task.mixture import load_tasks, overlap
 from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
@@ -60,6 +61,11 @@ class Answers(NamedTuple):
     problems: list[Problem]  # the problem of each answer
     texts: list[str]  # what the scorer reads
     rollout: Rollout
+
+    @property
+    def broken(self) -> list[int]:
+        """The places of answers that ended because the logits were not finite: they have no reward."""
+        return [place for place, found in enumerate(self.rollout.completions) if found.finish == "broken"]
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -183,7 +189,7 @@ def answer(
     def hear(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
             texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
-            if scorers is not None:
+            if scorers is not None and completion.finish != "broken":
                 pair = requests[place].member // 2
                 group = Group((pair, requests[place].problem), members_of[pair] * samples)
                 scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
@@ -192,6 +198,19 @@ def answer(
 
     found = rollout(session.model, with_forks(requests), session.decoding, members.factors, hear)
     return Answers(answered, texts, found)
+
+
+def collect(answers: Answers, scorers: RewardPool) -> Scores:
+    """Wait for the scores of answers that were handed to `scorers`; broken ones have none.
+
+    Raises:
+        RewardError: see `RewardPool.collect_`.
+    """
+    scores = scorers.collect_()
+    rewards: list[float | None] = list(scores.rewards)
+    for place in answers.broken:  # ascending, so that each finds its place
+        rewards.insert(place, None)
+    return scores._replace(rewards=rewards)
 
 
 def greedy(session: Session) -> Session:

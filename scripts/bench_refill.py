@@ -23,8 +23,8 @@ from bench import medians_in_turns, peak_bytes, random_model
 
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.engine.scheduler import Request
+from rwkv_es.engine.stops import Stops
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import Stops
 
 _MEAN_PER_MAXIMUM = 0.4
 _SPREAD = 0.6  # standard deviation of a length's logarithm

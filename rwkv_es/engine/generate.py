@@ -8,9 +8,10 @@ import torch
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import Tokenizer, cut, make_stops
+from rwkv_es.model.tokenizer import Tokenizer
 from rwkv_es.model.weights import BASE, Members
 
 

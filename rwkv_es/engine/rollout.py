@@ -10,13 +10,13 @@ from torch import Tensor
 
 from rwkv_es.engine import cpu, gpu
 from rwkv_es.engine.batch import MULTIPLES, padded
-from rwkv_es.engine.sampler import Sampling, sample
+from rwkv_es.engine.sampler import Sampling, largest, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
+from rwkv_es.engine.stops import Stops, distinct
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
-from rwkv_es.model.tokenizer import Stops
 from rwkv_es.model.weights import Factors, Weights
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
@@ -57,7 +57,7 @@ class Completion(NamedTuple):
     """What a request became. `tokens` holds everything sampled, a stop token too."""
 
     tokens: list[int]
-    finish: str  # "stop" | "length"
+    finish: str  # "stop" | "length" | "broken": the logits of the next token are not finite
 
 
 Hearing = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
@@ -150,9 +150,10 @@ class _Rows:
         self.written = np.zeros((capacity, max((r.max_new for r in requests), default=0)), np.int64)
         self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork = np.zeros((5, capacity), np.int64)
         self.counter = np.zeros((capacity, 4), np.int64)
-        self.stops, self.stops_of = _distinct_stops(requests, decoding.stops)
+        self.stops, self.stops_of = distinct([request.stops for request in requests], decoding.stops)
         self.can_end = np.stack([stops.can_end for stops in self.stops])  # (kinds of stops,V)
         self.kind = np.zeros(capacity, np.int64)  # of stops
+        self.is_broken = np.zeros(capacity, bool)
         self.weights = self._weights()
 
     def admit_(self, admissions: Sequence[Admission]) -> None:
@@ -205,10 +206,11 @@ class _Rows:
         is_end = (count > 0) & (last == self.decoding.stops.end_id)
         for slot in np.flatnonzero((count > 0) & self.can_end[kind, last] & ~is_end):
             is_end[slot] = self.stops[kind[slot]].hit(self.written[slot, : count[slot]].tolist())
-        is_over = is_end | (count >= self.most[:num_active])
+        is_broken = self.is_broken[:num_active]
+        finish = np.where(is_broken, "broken", np.where(is_end, "stop", "length"))
         return {
-            int(slot): Completion(self.written[slot, : count[slot]].tolist(), "stop" if is_end[slot] else "length")
-            for slot in np.flatnonzero(is_over)
+            int(slot): Completion(self.written[slot, : count[slot]].tolist(), str(finish[slot]))
+            for slot in np.flatnonzero(is_broken | is_end | (count >= self.most[:num_active]))
         }
 
     def save_prefixes_(self, pool: Pool) -> None:
@@ -243,7 +245,7 @@ class _Rows:
         self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
         self.num_written[slot], self.most[slot] = 0, request.max_new
         self.next_fork[slot] = _next_fork(request, num_read)
-        self.kind[slot] = self.stops_of[request.id]
+        self.kind[slot], self.is_broken[slot] = self.stops_of[request.id], False
         if self.factors is not None:  # the kernels look it up without asking again
             assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
                 f"no factors of {request.member}"
@@ -261,14 +263,24 @@ class _Rows:
         counter = self.counter[rows]
         counter[:, 0] += self.num_written[rows]
         tokens = sample(scores, self.decoding.sampling, self._index(counter))
-        self.written[rows, self.num_written[rows]] = tokens.cpu().numpy()
+        self.is_broken[rows] = ~torch.isfinite(largest(scores, tokens, self.decoding.sampling)).cpu().numpy()
+        rows, tokens = rows[~self.is_broken[rows]], tokens.cpu().numpy()[~self.is_broken[rows]]
+        self.written[rows, self.num_written[rows]] = tokens
         self.num_written[rows] += 1
 
     def _weights(self) -> Weights:
         return unperturbed(self.model) if self.factors is None else perturb(self.model, self.factors, self.member)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
-        counts = (self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork, self.kind)
+        counts = (
+            self.num_prompt,
+            self.num_read,
+            self.num_written,
+            self.most,
+            self.next_fork,
+            self.kind,
+            self.is_broken,
+        )
         return self.prompt, self.written, self.counter, *counts
 
     def _index(self, values: Sequence[int] | np.ndarray) -> Tensor:
@@ -277,13 +289,3 @@ class _Rows:
 
 def _next_fork(request: Request, num_read: int) -> int:
     return next((length for length in request.forks if length > num_read), -1)
-
-
-def _distinct_stops(requests: Sequence[Request], otherwise: Stops) -> tuple[list[Stops], list[int]]:
-    """Return the kinds of stops among the requests, and each request's kind."""
-    kinds: dict[tuple[bytes, ...], Stops] = {otherwise.strings: otherwise}
-    for request in requests:
-        if request.stops is not None:
-            kinds.setdefault(request.stops.strings, request.stops)
-    place = {strings: i for i, strings in enumerate(kinds)}
-    return list(kinds.values()), [place[(request.stops or otherwise).strings] for request in requests]

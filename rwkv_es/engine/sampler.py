@@ -36,6 +36,13 @@ def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
     return torch.minimum(chosen, last)
 
 
+def largest(logits: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+    """Return each row's largest logit, NaN if there is one: logits (S,V), the chosen tokens (S,) -> (S,)."""
+    if sampling.temperature == 0:  # the chosen one, which argmax takes to be a NaN where there is one
+        return logits.gather(-1, tokens[:, None])[:, 0]
+    return logits.amax(-1)
+
+
 def _keep_likeliest(probability: Tensor, sampling: Sampling) -> Tensor:
     """Zero all but the top_k likeliest tokens, and of these all behind the first top_p of mass: (S,V) -> (S,V)."""
     ordered, order = torch.sort(probability, dim=-1, descending=True, stable=True)

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rwkv_es.model.tokenizer import Stops
+from rwkv_es.engine.stops import Stops
 
 Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has read
 

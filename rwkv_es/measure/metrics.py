@@ -44,6 +44,7 @@ class StepCounts(NamedTuple):
     stopped: float  # answers that came to an end by themselves
     errors: float  # of the reward
     timeouts: float
+    broken: float = 0.0  # answers whose logits were not finite
 
 
 def count(answers: Answers, scores: Scores) -> StepCounts:
@@ -56,6 +57,7 @@ def count(answers: Answers, scores: Scores) -> StepCounts:
         sum(completion.finish == "stop" for completion in completions),
         scores.errors,
         scores.timeouts,
+        len(answers.broken),
     )
 
 
@@ -102,6 +104,7 @@ def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:
         **lengths(counted),
         "reward_errors": counted.errors,
         "reward_timeouts": counted.timeouts,
+        "answers_not_finite": counted.broken,
     }
 
 

@@ -6,9 +6,7 @@ from ast import literal_eval
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from rwkv_es.errors import ConfigError
 
@@ -179,45 +177,6 @@ def _find(model_path: Path, n_vocab: int) -> str:
         f"no tokenizer for a vocabulary of {n_vocab}: put {model_path.stem}.tokenizer.json beside the model, "
         "or name one with --tokenizer"
     )
-
-
-class Stops(NamedTuple):
-    """Where a completion stops: at the end token, or where its bytes contain one of the strings."""
-
-    end_id: int
-    strings: tuple[bytes, ...]
-    can_end: np.ndarray  # (n_vocab,) bool: the token could complete one of the strings
-    token_bytes: Sequence[bytes]
-
-    def hit(self, ids: Sequence[int]) -> bool:
-        """Say whether the last token of `ids` completes a stop string. Asked only where `can_end[ids[-1]]`."""
-        longest = max(map(len, self.strings), default=0)
-        text = self.token_bytes[ids[-1]]
-        enough = len(text) + longest - 1
-        for token in reversed(ids[:-1]):
-            if len(text) >= enough:
-                break
-            text = self.token_bytes[token] + text
-        return any(string in text for string in self.strings)
-
-
-def make_stops(tokenizer: Tokenizer, strings: Sequence[str]) -> Stops:
-    """Prepare stop strings for a tokenizer."""
-    wanted = tuple(string.encode() for string in strings if string)
-    can_end = np.array([any(_can_end(data, string) for string in wanted) for data in tokenizer.token_bytes], dtype=bool)
-    return Stops(tokenizer.end_id, wanted, can_end, tokenizer.token_bytes)
-
-
-def cut(text: str, strings: Sequence[str], ends: Sequence[str] = ()) -> str:
-    """Return the text before the first of the stop strings; an end string stays, what follows the first does not."""
-    places = [text.index(string) for string in strings if string and string in text]
-    places += [text.index(end) + len(end) for end in ends if end in text]
-    return text[: min(places)] if places else text
-
-
-def _can_end(data: bytes, string: bytes) -> bool:
-    """Say whether a text that continues with `data` could complete `string` there."""
-    return string in data or any(data.startswith(string[i:]) for i in range(1, len(string)))
 
 
 def _join(token_bytes: Sequence[bytes], ids: Sequence[int]) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor
 from rwkv_es.config.options import Config
 from rwkv_es.engine.likelihood import Text, chosen, predict
 from rwkv_es.engine.rollout import Decoding
+from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer, make_stops
+from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time

@@ -17,6 +17,7 @@ from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Answers,
     answer,
+    collect,
     examined,
     greedy,
     open_scorers,
@@ -105,7 +106,7 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
 
 
 def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, StepCounts]:
-    scores = scorers.collect_()  # what was taken while the answers were generated
+    scores = collect(answers, scorers)
     scorers.say_failure_(scores)
     return Judged(problems, answers.texts, as_numbers(scores.rewards)), count(answers, scores)
 
@@ -143,7 +144,11 @@ def describe(judgement: Judgement) -> dict[str, Any]:
         found = estimate(values)
         result.update({name: found.value, f"{name} 95%": [found.low, found.high]})
     counted = judgement.counted
-    failures = {"reward_errors": counted.errors, "reward_timeouts": counted.timeouts}
+    failures = {
+        "reward_errors": counted.errors,
+        "reward_timeouts": counted.timeouts,
+        "answers_not_finite": counted.broken,
+    }
     return {**result, "problems": len(judgement.greedy.problems), **lengths(counted), **failures}
 
 

@@ -17,11 +17,12 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import examples, held_out_line, readable, step_line
+from rwkv_es.measure.health import refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepCounts, StepReport, Timer, count, held_out, ranks_failing, step_metrics
 from rwkv_es.model.weights import BASE
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.run.cluster import Cluster, joined
 from rwkv_es.run.ledger import Ledger
 from rwkv_es.run.snapshots import Snapshot
@@ -29,6 +30,7 @@ from rwkv_es.run.tracker import open_tracker
 from rwkv_es.session import (
     Session,
     answer,
+    collect,
     examined,
     greedy,
     open_scorers,
@@ -129,12 +131,13 @@ def take_step(run: Run) -> None:
     members = run.es.ask(run.cluster.shard(num_pairs))  # of this process
     answers = answer(run.session, problems, members, config.samples, run.scorers)  # which score meanwhile
     timer.lap("generate_s")
-    scores = run.scorers.collect_()
+    scores = collect(answers, run.scorers)
     timer.lap("score_s")
     mine = StepReport(as_matrix(scores.rewards, config, answers.texts), count(answers, scores), scores.metrics)
     report = mine.gathered(run.cluster, num_pairs, timer.total_s, bool(config.reward))
     say_failure(run, report.failing, scores)
     refuse_failing(config, report.counted, scores)
+    watch_broken(run.es, report.counted, members, answers)
     timer.lap("wait_s")
     update = run.es.tell(report.rewards)
     timer.lap("update_s")
@@ -169,17 +172,6 @@ def agreed_checksum(run: Run) -> str:
     if is_time:
         run.cluster.agree("the weights", found)
     return found
-
-
-def refuse_failing(config: Config, counted: StepCounts, scores: Scores) -> None:
-    """Stop when too many rewards of all processes failed.
-
-    Raises:
-        RewardError: with this process's first traceback.
-    """
-    num_failed = counted.errors + counted.timeouts
-    if counted.answers >= MIN_ITEMS_FOR_LIMIT and num_failed > config.reward_error_limit * counted.answers:
-        raise too_many_failed(num_failed, counted.timeouts, counted.answers, config.reward_error_limit, scores)
 
 
 def say_failure(run: Run, failing: Sequence[int], scores: Scores) -> None:
@@ -267,7 +259,7 @@ def hold_out(run: Run) -> float:
     mine = run.cluster.shard(len(problems))
     members = BASE._replace(step=num_steps)
     answers = answer(greedy(run.session), problems[mine.start : mine.stop], members, scorers=run.scorers)
-    scores = run.scorers.collect_()
+    scores = collect(answers, run.scorers)
     rewards = _floats(scores.rewards).reshape(-1, 1)
     rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))
     say_failure(run, ranks_failing(counters), scores)

@@ -6,8 +6,8 @@ from test_forward import make_model, random_tokens
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.stops import Stops
 from rwkv_es.model.forward import draw_factors
-from rwkv_es.model.tokenizer import Stops
 from rwkv_es.noise.factors import Noise, select
 
 V = 64
@@ -177,3 +177,43 @@ def test_each_request_stops_at_its_own_strings(model):
 
 def stopping_at(token):
     return NEVER._replace(strings=(NEVER.token_bytes[token],), can_end=np.arange(V) == token)
+
+
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize(
+    ("slots", "num_members"), [(64, 4), (5, 4), (12, 6)]
+)  # fewer requests than slots; no multiple of 8
+def test_padding_rows_get_a_direction_that_this_process_has(model, engine, slots, num_members):
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
+    noise = Noise(0, select(shapes, {"matrices": 1.0}, 1)).at(0, 0.05)
+    whole, part = draw_factors(noise, model, range(20)), draw_factors(noise, model, range(16, 16 + num_members // 2))
+    requests = [request._replace(member=32 + request.member) for request in requests_of(num_members, 3)]
+    alone = rollout(model, requests, Decoding(NEVER, HOT, slots, engine), part)
+    assert alone.completions == rollout(model, requests, Decoding(NEVER, HOT, slots, engine), whole).completions
+
+
+def test_a_request_whose_factors_are_elsewhere_is_no_silent_mistake(model, factors):
+    with pytest.raises(AssertionError, match="no factors of 8"):
+        rollout(model, [Request(8, 0, (1, 2), 4)], Decoding(NEVER), factors)  # directions 0 to 3 are there
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), HOT])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_their_own_row_and_are_named(model, sampling, value):
+    requests = [Request(-1, p, (1, 2, 3 + p), 12) for p in range(9)]
+    expected = rollout(model, requests, Decoding(NEVER, sampling)).completions
+    for place in (0, 4):  # poison what follows these tokens of one text
+        poisoned = model.params["emb.weight"].clone()
+        token = expected[place].tokens[3]
+        poisoned[token] = value
+        found = rollout(
+            model._replace(params={**model.params, "emb.weight": poisoned}), requests, Decoding(NEVER, sampling)
+        )
+        for request, before, after in zip(requests, expected, found.completions):
+            read = [*request.prompt, *before.tokens[:-1]]
+            if token in read:
+                written = before.tokens[: max(0, read.index(token) + 1 - len(request.prompt))]
+                assert after == (written, "broken"), "up to the token whose successor cannot be told"
+            else:
+                assert after == before
+        assert found.completions[place].finish == "broken"

@@ -9,7 +9,7 @@ import torch
 from rwkv_es.measure import metrics
 from rwkv_es.measure.metrics import StepCounts, Timer, count, held_out, summary, waits
 
-COUNTED = StepCounts(answers=4, read=200, sampled=50, stopped=3, errors=1, timeouts=2)
+COUNTED = StepCounts(answers=4, read=200, sampled=50, stopped=3, errors=1, timeouts=2, broken=3)
 
 
 def test_a_step_in_numbers_leaves_out_what_is_missing():
@@ -26,6 +26,7 @@ def test_a_step_in_numbers_leaves_out_what_is_missing():
             "share_stopped": 0.75,
             "reward_errors": 1,
             "reward_timeouts": 2,
+            "answers_not_finite": 3,
         }
     )
 
@@ -36,8 +37,8 @@ def test_answers_are_counted():
         SimpleNamespace(tokens=[], finish="stop"),
         SimpleNamespace(tokens=[1] * 7, finish="length"),
     ]
-    answers = SimpleNamespace(rollout=SimpleNamespace(completions=completions, num_read=40))
-    assert count(answers, SimpleNamespace(errors=1, timeouts=2)) == (3, 40, 10, 2, 1, 2)
+    answers = SimpleNamespace(rollout=SimpleNamespace(completions=completions, num_read=40), broken=[1])
+    assert count(answers, SimpleNamespace(errors=1, timeouts=2)) == (3, 40, 10, 2, 1, 2, 1)
 
 
 def test_a_missing_reward_counts_as_nothing_in_an_evaluation():

@@ -6,9 +6,10 @@ import pytest
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.checkpoint import resolve
-from rwkv_es.model.tokenizer import JsonTokenizer, Stops, WorldTokenizer, cut, load_tokenizer, make_stops
+from rwkv_es.model.tokenizer import JsonTokenizer, WorldTokenizer, load_tokenizer
 
 TEXT = "Hello, world!\n\nUser: 12 + 30 = 42 €\n日本語の文章です。 Ёжик 🦆🦆\t<think>…</think>"
 

@@ -14,11 +14,11 @@ from places import ROOT
 
 from rwkv_es.engine.rollout import Decoding, _Rows
 from rwkv_es.engine.scheduler import Move, Request
+from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum, gradient
 from rwkv_es.model import checkpoint, int8
 from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model, draw_factors
-from rwkv_es.model.tokenizer import Stops
 from rwkv_es.noise.factors import Noise, select
 
 SCRIPTS = ROOT / "scripts"

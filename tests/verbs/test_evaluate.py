@@ -10,6 +10,7 @@ import torch
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.engine.batch import Verdict
+from rwkv_es.engine.rollout import Completion, Rollout
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.model import checkpoint
@@ -139,7 +140,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
     def answer(session, problems, scorers):
         for place, (problem, text) in enumerate(zip(problems, texts, strict=True)):
             scorers.take_(place, Answer(problem, text))
-        return Answers(problems, texts, None)
+        return Answers(problems, texts, Rollout([Completion([], "stop")] * len(texts), 0, 0))
 
     monkeypatch.setattr(evaluate, "answer", answer)
     result = evaluate.evaluate(Config(task="gsm8k", data=str(tmp_path), reward_workers=0))

@@ -1,0 +1,76 @@
+"""What a step's answers say about a run: missing rewards, advice, and when to stop."""
+
+import json
+
+import pytest
+import torch
+from jobs import arguments
+
+from rwkv_es.cli import main
+from rwkv_es.engine.rollout import Rollout
+from rwkv_es.errors import ConfigError
+from rwkv_es.es.strategy import ES
+from rwkv_es.measure.health import watch_broken
+from rwkv_es.measure.metrics import StepCounts
+from rwkv_es.run.ledger import read_steps
+from rwkv_es.session import Answers
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Let every member of some pairs answer without an end in sight: their rollout says that the logits broke."""
+
+    def install(members):
+        from rwkv_es import session
+
+        whole = session.rollout
+
+        def rollout(model, requests, decoding, factors, hear):
+            found = whole(
+                model,
+                requests,
+                decoding,
+                factors,
+                lambda ended: hear({i: c._replace(finish=of(i, c)) for i, c in ended.items()}),
+            )
+            return Rollout([c._replace(finish=of(i, c)) for i, c in enumerate(found.completions)], *found[1:])
+
+        def of(place, completion):
+            return "broken" if rollout.requests[place].member in members else completion.finish
+
+        def noting(model, requests, *rest):
+            rollout.requests = requests
+            return rollout(model, requests, *rest)
+
+        monkeypatch.setattr(session, "rollout", noting)
+
+    return install
+
+
+def test_broken_answers_are_counted_named_and_their_rewards_missing(tmp_path, broken, capsys):
+    broken({3, 6})
+    assert main(arguments(tmp_path / "run", steps=1)) == 0
+    assert "step 1: 4 answers ended because the logits were not finite (members 3, 6)" in capsys.readouterr().err
+    rewards = read_steps(tmp_path / "run")[0].rewards
+    assert [row == [None, None] for row in rewards] == [member in (3, 6) for member in range(8)]
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert next(row for row in metrics if "answers_not_finite" in row)["answers_not_finite"] == 4
+
+
+def test_a_step_most_of_which_is_broken_stops_the_run_with_advice(tmp_path, broken, capsys):
+    broken({0, 1, 2, 4, 5})
+    assert main(arguments(tmp_path / "run", steps=3)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "10 of 16 answers at step 1" in error and "Lower sigma (now 0.02)" in error
+    assert read_steps(tmp_path / "run") == []
+
+
+def test_other_processes_answers_count_too(tmp_path):
+    from test_strategy import make
+
+    es: ES = make()
+    sound = Answers([], [], Rollout([], 0, 0))
+    watch_broken(es, StepCounts(10, 0, 0, 0, 0, 0, 5), es.ask(), sound)
+    with pytest.raises(ConfigError, match="6 of 10"):
+        watch_broken(es, StepCounts(10, 0, 0, 0, 0, 0, 6), es.ask(), sound)
+    assert torch.isfinite(es.model.params["head.weight"]).all()
