@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rwkv_es import __version__
-from rwkv_es.config.file import RECIPES, is_run_folder, load_file, run_folder
+from rwkv_es.config.file import RECIPES, is_run_folder, load_file
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
-from rwkv_es.config.options import OPTIONS, Config, build, to_dict
+from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.engine.batch import choose_blas_mode
 from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
 from rwkv_es.run.launcher import under_launcher
@@ -24,6 +24,7 @@ VERBS = {
     "generate": "answer one question with a checkpoint",
     "chat": "talk with a checkpoint",
     "doctor": "check a task, a model and a noise scale before training",
+    "plan": "say what a training run takes before anything is loaded: memory, time, disk, and what to change",
     "export": "write a run's weights as an official-layout checkpoint",
     "replay": "rebuild a run's weights from its base and ledger, and verify them",
     "fork": "start a new run from a step of another one",
@@ -32,7 +33,7 @@ VERBS = {
 _METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
 SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show
 MAIN_OPTION = {  # needs no flag
-    **dict.fromkeys(("eval", "chat", "doctor"), "model"),
+    **dict.fromkeys(("eval", "chat", "doctor", "plan"), "model"),
     **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
     "generate": "prompt",
 }
@@ -97,7 +98,9 @@ def _run(verb: str, argv: Sequence[str]) -> None:
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")
     if is_dry_run:
-        print(_resolved(config), end="")
+        from rwkv_es.verbs.plan import dry_run
+
+        dry_run(config)
     else:
         _verb(verb)(config)
 
@@ -141,6 +144,10 @@ def _verb(verb: str) -> Callable[[Config], Any]:
         from rwkv_es.verbs.chat import chat
 
         return chat
+    if verb == "plan":
+        from rwkv_es.verbs.plan import plan
+
+        return plan
     if verb == "doctor":
         from rwkv_es.verbs.doctor import doctor
 
@@ -163,12 +170,6 @@ def _train(config: Config) -> None:
         if config.steps:
             export(Config(run=str(folder)))
         print(f"wrote {write_report(folder)}")
-
-
-def _resolved(config: Config) -> str:
-    import yaml
-
-    return yaml.safe_dump({**to_dict(config), "run": str(run_folder(config))}, sort_keys=False, allow_unicode=True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -214,7 +215,8 @@ def _verb_parser(verb: str) -> _Parser:
         help=f"YAML or TOML file of options, a run's folder, or a recipe: {', '.join(RECIPES)}; flags win over it",
     )
     if verb == "train":
-        parser.add_argument("--dry-run", action="store_true", help="print the resolved options and stop")
+        text = "print the options and the plan, check that all they name is there, and stop"
+        parser.add_argument("--dry-run", action="store_true", help=text)
     for group in GROUPS:
         shown = [f for f in fields(group) if f.name in OPTIONS[verb]]
         section = parser.add_argument_group((group.__doc__ or "").rstrip(".")) if shown else parser

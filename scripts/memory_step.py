@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rwkv_es.config.options import Config
@@ -28,7 +29,7 @@ from rwkv_es.es.strategy import ES
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.model.weights import Factors
-from rwkv_es.session import answer, open_session
+from rwkv_es.session import Session, answer, encode_prompt, open_session
 
 _OF_MAKE = ("make", "layers", "dim", "vocab", "ranks")
 _OF_LOAD = ("dtype", "quantize", "state_dtype", "master", "optimizer", "threads", "temperature")
@@ -46,7 +47,7 @@ class Peak:
 
     def lap(self, name: str) -> None:
         """Note the most memory since the last lap."""
-        self.laps[name], self.most = max(self.most, rss("RssAnon")), 0
+        self.laps[name], self.most = max(self.most, rss("RssAnon"), self.laps.get(name, 0)), 0
 
     def _watch(self) -> None:
         while True:
@@ -71,26 +72,28 @@ def main() -> int:
 
 
 def take_step(options: argparse.Namespace) -> dict[str, Any]:
-    """Take one step with a made-up fitness; return what it held and how long it took."""
+    """Take steps with a made-up fitness; return what they held and how long the last one took."""
     values = {name: value for name, value in vars(options).items() if name not in _OF_MAKE}
     config = Config(**values, slots=options.population * options.prompts)
-    peak, clock = Peak(), [time.perf_counter()]
+    peak, clock, seconds = Peak(), [time.perf_counter()], {}
 
     def lap(name: str) -> None:
         peak.lap(name)
         clock.append(time.perf_counter())
+        seconds[name] = round(clock[-1] - clock[-2], 2)
 
-    session = open_session(config)
+    session = never_ending(open_session(config))
     es = ES.of(config, session.model, session.base)
     lap("load")
-    members = es.ask()
     problems = session.task.problems("train")[: config.prompts]
-    answers = answer(session, problems, members)
-    lap("generate")
-    moved = es.tell(torch.linspace(-1, 1, config.population))
-    lap("update")
-    checked = es.checksum()
-    lap("checksum")
+    for _ in range(config.steps):
+        members = es.ask()
+        answers = answer(session, problems, members)
+        lap("generate")
+        moved = es.tell(torch.linspace(-1, 1, config.population))
+        lap("update")
+        checked = es.checksum()
+        lap("checksum")
     held = {
         "weights_bytes": sum(map(num_bytes, [*es.model.params.values(), *es.model.scales.values()])),
         "master_bytes": sum(map(num_bytes, es.updater.master.values())),
@@ -108,13 +111,23 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         "before_loading_bytes": peak.start,
         "peak_with_file_bytes": rss("VmHWM"),
         "peaks_bytes": peak.laps,
-        "seconds": {name: round(b - a, 1) for name, a, b in zip(peak.laps, clock, clock[1:])},
+        "seconds": seconds,
         "ticks": answers.rollout.num_ticks,
         "tokens_read": answers.rollout.num_read,
+        "prompt_tokens": round(sum(len(encode_prompt(session, problem)) for problem in problems) / len(problems), 1),
         "step_rms_per_sigma": moved.step_rms_per_sigma,
         "checksum": checked,
         **values,
     }
+
+
+def never_ending(session: Session) -> Session:
+    """Return the session with answers that are as long as they may be, so that what they take is known."""
+    parts = [
+        part._replace(stops=part.stops._replace(end_id=-1, strings=(), can_end=np.zeros_like(part.stops.can_end)))
+        for part in session.parts
+    ]
+    return session._replace(parts=tuple(parts), decoding=session.decoding._replace(stops=parts[0].stops))
 
 
 def planned(config: Config, es: ES) -> int:
@@ -179,6 +192,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--max-new", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=1, help="seconds are those of the last one")
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

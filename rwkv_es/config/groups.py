@@ -214,6 +214,15 @@ class RunOptions:
     out: str = option("", "output file; fork: the new run's folder", "eval export fork")
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """Plan."""
+
+    gpus: str = option("", "devices to plan for, such as 8xh100-80 or 2x24gb (default: this machine)", "plan")
+    prompt_tokens: int = option(128, "mean length of a prompt in tokens", "plan", at_least=1)
+    measure: bool = option(False, "time a few layers on this CPU, for some seconds", "plan")
+
+
 GROUPS = (
     ModelOptions,
     TaskOptions,
@@ -223,4 +232,5 @@ GROUPS = (
     EngineOptions,
     EvaluationOptions,
     RunOptions,
+    PlanOptions,
 )

@@ -12,6 +12,7 @@ from rwkv_es.config.groups import (
     ESOptions,
     EvaluationOptions,
     ModelOptions,
+    PlanOptions,
     RewardOptions,
     RunOptions,
     TaskOptions,
@@ -24,7 +25,8 @@ PROVENANCE = "made_with"  # the key of a run folder's config.yaml that is no opt
 
 @dataclass(frozen=True)
 class Config(
-    RunOptions,  # a dataclass collects its bases' fields from the last one to the first
+    PlanOptions,  # a dataclass collects its bases' fields from the last one to the first
+    RunOptions,
     EvaluationOptions,
     EngineOptions,
     RewardOptions,
@@ -52,6 +54,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     verb: tuple(name for name, f in FIELDS.items() if verb in f.metadata["verbs"]) for verb in _VERBS
 }
 OPTIONS["resume"] = OPTIONS["train"]
+OPTIONS["plan"] = (*OPTIONS["train"], *(f.name for f in fields(PlanOptions)))
 
 
 def _check_together(config: Config) -> None:

@@ -12,8 +12,8 @@ from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.noise.targets import Target, select
 
 ROWS_AT_ONCE = MULTIPLES[0]  # slots come in multiples of this
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}  # fp32 numbers that an optimiser remembers per weight
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}  # fp32 numbers that an optimiser remembers per weight
 _FUSED = ("numba", "triton")  # engines that keep the factors a second time, side by side in bf16
 _ROWS_PER_BLOCK = 256  # of the CPU kernels
 _SLAB = 1 << 22  # entries of a matrix that are updated at once, and noise values drawn at once
@@ -90,33 +90,64 @@ def targets_of(arch: Arch, targets: Mapping[str, float], rank: int) -> dict[str,
     return select(shapes, targets, rank)
 
 
+class _Sums(NamedTuple):
+    """What does not depend on the numbers of slots and members."""
+
+    weights: int  # bytes
+    masters: int  # bytes
+    copies: int  # bytes: whoever compares the masters or saves them makes all other tensors fp32 too
+    entries: int  # of all targets
+    largest: int  # entries of the largest target
+    values: int  # noise values of a direction
+    packed: int  # those of the matrices that the fused kernels perturb themselves
+    sizes: frozenset[int]  # the numbers of noise values that a target's direction has
+
+
 def needed(arch: Arch, targets: Mapping[str, Target], load: Load) -> Memory:
     """Return what a process holds for a model of these sizes; `targets` are those of `targets_of`."""
+    return _memory(arch, load, _sums(arch, targets, load))
+
+
+def _sums(arch: Arch, targets: Mapping[str, Target], load: Load) -> _Sums:
     shapes = dict(expected_shapes(arch))
     shapes.update({name: (*t.batch, t.p, t.q) for name, t in targets.items() if name not in shapes})  # initial states
-    entries = {name: math.prod(shapes[name]) for name in targets}
-    width, is_cpu = _BYTES[load.dtype], load.device == "cpu"
-    mastered = [name for name in targets if load.master == "fp32" and width == 2 and not _is_int8(load, name, shapes)]
-    masters = 4 * sum(entries[name] for name in mastered)
-    copied = [n for n in shapes if masters and n not in mastered and not _is_int8(load, n, shapes)]  # to compare them
-    copies = 4 * sum(math.prod(shapes[name]) for name in copied)
-    update = _update(list(targets.values()), entries, load)
-    rows = padded(load.slots, ROWS_AT_ONCE)
-    state = arch.n_layer * arch.n_embd * (HEAD_SIZE * _BYTES[load.state_dtype] + 2 * width)
+    in_8_bits = {name for name, shape in shapes.items() if is_int8(load, name, shape)}
+    has_masters = load.master == "fp32" and BYTES[load.dtype] == 2
+    mastered = targets.keys() - in_8_bits if has_masters else set()
+    others = shapes.keys() - mastered - in_8_bits if mastered else set()
+    entries = {name: math.prod(shape) for name, shape in shapes.items()}
+    in_block = [t for n, t in targets.items() if n.startswith("blocks.") and not (t.is_full or t.batch)]
+    return _Sums(
+        weights=sum(
+            n + 4 * shapes[name][0] if name in in_8_bits else n * BYTES[load.dtype] for name, n in entries.items()
+        ),
+        masters=4 * sum(entries[name] for name in mastered),
+        copies=4 * sum(entries[name] for name in others),
+        entries=sum(entries[name] for name in targets),
+        largest=max(entries[name] for name in targets),
+        values=sum(target.num_values for target in targets.values()),
+        packed=sum(target.num_values for target in in_block),
+        sizes=frozenset(target.num_values for target in targets.values()),
+    )
+
+
+def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
+    rows, state, is_cpu = padded(load.slots, ROWS_AT_ONCE), state_bytes(arch, load), load.device == "cpu"
     pairs = -(-load.population // (2 * load.processes))
+    update = _update(load, sums)
     return Memory(
         program=_PROGRAM_MEASURED + _ENGINE_MEASURED[load.engine] if is_cpu else _DEVICE_PROGRAM,
-        weights=sum(_stored(name, shape, load) for name, shape in shapes.items()),
-        masters=masters if is_cpu else 0,
-        optimizer=4 * _MOMENTS[load.optimizer] * sum(entries.values()),
-        factors=pairs * width * sum(target.num_values for target in targets.values()),
+        weights=sums.weights,
+        masters=sums.masters if is_cpu else 0,
+        optimizer=4 * MOMENTS[load.optimizer] * sums.entries,
+        factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
         saved=load.saved_per_slot * load.slots * state,
-        packed=2 * pairs * _packed_values(targets) if load.engine in _FUSED else 0,
+        packed=2 * pairs * sums.packed if load.engine in _FUSED else 0,
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
-        update=max(update, copies) if is_cpu else update,
-        host=0 if is_cpu else _PROGRAM_MEASURED + masters + copies,
+        update=max(update, sums.copies) if is_cpu else update,
+        host=0 if is_cpu else _PROGRAM_MEASURED + sums.masters + sums.copies,
     )
 
 
@@ -129,10 +160,12 @@ def most_slots(
     many members as fill them.
     """
 
+    sums = _sums(arch, targets, load)
+
     def memory(blocks: int) -> Memory:
         slots = blocks * ROWS_AT_ONCE
         members = 2 * -(-slots // (2 * rows_per_member)) * load.processes if rows_per_member else load.population
-        return needed(arch, targets, load._replace(slots=slots, population=members))
+        return _memory(arch, load._replace(slots=slots, population=members), sums)
 
     low, high = 0, 1
     while memory(high).peak <= free and high < _SLAB:
@@ -143,19 +176,14 @@ def most_slots(
     return low * ROWS_AT_ONCE, memory(max(low, 1))
 
 
-def _is_int8(load: Load, name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return load.quantize == "int8" and len(shapes[name]) == 2 and name.endswith(".weight")
+def state_bytes(arch: Arch, load: Load) -> int:
+    """Return what a row's recurrent state takes, with the last token's activations that it keeps."""
+    return arch.n_layer * arch.n_embd * (HEAD_SIZE * BYTES[load.state_dtype] + 2 * BYTES[load.dtype])
 
 
-def _stored(name: str, shape: tuple[int, ...], load: Load) -> int:
-    if _is_int8(load, name, {name: shape}):
-        return math.prod(shape) + 4 * shape[0]  # and a scale per row
-    return math.prod(shape) * _BYTES[load.dtype]
-
-
-def _packed_values(targets: Mapping[str, Target]) -> int:
-    """Count the values per direction of the matrices that the fused kernels perturb themselves."""
-    return sum(t.num_values for name, t in targets.items() if name.startswith("blocks.") and not (t.is_full or t.batch))
+def is_int8(load: Load, name: str, shape: tuple[int, ...]) -> bool:
+    """Say whether a tensor is held in 8 bits."""
+    return load.quantize == "int8" and len(shape) == 2 and name.endswith(".weight")
 
 
 def _scratch(arch: Arch, load: Load, rows: int) -> int:
@@ -165,21 +193,19 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
     if load.engine == "numba":
         return 4 * (load.threads * min(_ROWS_PER_BLOCK, padded(-(-rows // load.threads), ROWS_AT_ONCE)) * row + vectors)
     if load.engine == "triton":
-        return _BYTES[load.dtype] * (rows * (row + 2 * arch.n_embd) + vectors)
-    return rows * _TORCH_ROW * arch.n_embd * _BYTES[load.dtype]
+        return BYTES[load.dtype] * (rows * (row + 2 * arch.n_embd) + vectors)
+    return rows * _TORCH_ROW * arch.n_embd * BYTES[load.dtype]
 
 
 def _bytes_per_logit(load: Load) -> int:
     """Logits in fp32, before that in the engine's dtype; sampling works in double precision."""
-    own = 0 if load.dtype == "fp32" else _BYTES[load.dtype]
+    own = 0 if load.dtype == "fp32" else BYTES[load.dtype]
     sampling = 0 if not load.temperature else 56 if load.is_cut else 33
     return 4 + own + sampling
 
 
-def _update(targets: list[Target], entries: Mapping[str, int], load: Load) -> int:
+def _update(load: Load, sums: _Sums) -> int:
     """Count a slab of the largest target a few times over, and the noise drawn for it."""
-    largest = max(entries.values())
-    slab = largest if load.optimizer != "sgd" else min(largest, _SLAB)
-    pairs = load.population // 2
-    drawn = max(min(pairs, max(_SLAB // t.num_values, _FEWEST_DIRECTIONS)) * t.num_values for t in targets)
+    slab = sums.largest if load.optimizer != "sgd" else min(sums.largest, _SLAB)
+    drawn = max(min(load.population // 2, max(_SLAB // size, _FEWEST_DIRECTIONS)) * size for size in sums.sizes)
     return 4 * (_SLABS_MEASURED * slab + _CHUNKS_MEASURED * drawn)

@@ -42,6 +42,7 @@ from rwkv_es.session import (
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import Problem
+from rwkv_es.verbs.plan import explaining_out_of_memory
 
 
 class Run(NamedTuple):
@@ -77,7 +78,7 @@ def train(config: Config) -> Path | None:
     Raises:
         RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
-    with joined(config) as cluster:
+    with joined(config) as cluster, explaining_out_of_memory(config):
         session = steady_everywhere(cluster, open_session(config))
         if cluster.is_leader and config.eval_every:
             warn_if_splits_overlap(session)

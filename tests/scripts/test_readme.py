@@ -11,6 +11,7 @@ from places import ROOT
 
 from rwkv_es import cli
 from rwkv_es.config.options import Config
+from rwkv_es.model.header import resolve
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,6 +29,8 @@ def example_task(tmp_path, monkeypatch):
     (source,) = blocks("python")
     (tmp_path / "vowels.py").write_text(source, encoding="utf-8")
     (tmp_path / "rwkv_es").symlink_to(ROOT / "rwkv_es")
+    for model in set(re.findall(r"--model (\S+\.pth)", README)):
+        (tmp_path / model).symlink_to(resolve("tiny"))
     (tmp_path / "runs" / "gsm8k-gentle").mkdir(parents=True)
     (tmp_path / "runs" / "gsm8k-gentle" / "config.yaml").write_text("task: gsm8k")
     monkeypatch.chdir(tmp_path)

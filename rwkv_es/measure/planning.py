@@ -1,0 +1,220 @@
+"""What a training run will take, from its options: memory, disk, network, time, and how far the weights will walk.
+
+Nothing is loaded but the file's header and the task's numbers; torch only where the rates of this CPU are measured.
+"""
+
+import math
+import os
+import shutil
+from typing import Any, NamedTuple
+
+from rwkv_es.config.file import run_folder
+from rwkv_es.config.options import Config
+from rwkv_es.engine.memory import BYTES, MOMENTS, Load, Memory, is_int8, most_slots, needed, targets_of
+from rwkv_es.es.schedule import decay
+from rwkv_es.measure.devices import Device, devices_of, here, num_cores
+from rwkv_es.measure.speed import Asked, Times, times
+from rwkv_es.model.header import Header, describe
+from rwkv_es.model.layout import expected_shapes
+from rwkv_es.noise.targets import Target
+
+WORKER_MEASURED = 45_000_000  # bytes of a process that scores answers: Python and a built-in task
+_WIRE_COUNTERS, _WIRE_REWARDS = 100, 240  # bytes of a process and step besides the rewards; with --reward
+
+
+class Disk(NamedTuple):
+    """Bytes of the run folder, and what is free there."""
+
+    snapshot: int  # one
+    snapshots: int  # all that are kept at a time, and the one being written
+    export: int
+    ledger: int  # at the end
+    free: int
+
+    @property
+    def total(self) -> int:
+        """The most that the folder takes."""
+        return self.snapshots + self.export + self.ledger
+
+
+class Plan(NamedTuple):
+    """A run, planned."""
+
+    config: Config
+    header: Header
+    num_devices: int
+    device: Device
+    targets: dict[str, Target]
+    load: Load  # of one process
+    asked: Asked
+    memory: Memory  # of one process
+    most: int  # generations in flight that fit a device, with this population
+    widest: int  # the same with as many members as rows: each row under its own perturbation, one prompt a member
+    times: Times | None  # None: no rates are known
+
+    @property
+    def fits(self) -> bool:
+        """Say whether the device holds what is asked (not known: yes)."""
+        return not self.device.memory or self.memory.peak <= self.device.memory
+
+
+def make_plan(config: Config, is_here: bool = False) -> Plan:
+    """Plan a run with these options (`gpus`, `prompt_tokens` and `measure` are those of the command `plan`).
+
+    `is_here`: on this machine, in as many processes as a launcher has started.
+
+    Raises:
+        RwkvEsError: the model, the task or a device does not exist.
+    """
+    header = describe(config.model)
+    count, device = devices_of(config.gpus) if config.gpus else here(config.device)
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if is_here else count
+    if is_here and device.kind == "cpu":
+        device = device._replace(memory=device.memory // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    targets = targets_of(header.arch, config.targets, config.rank)
+    asked = Asked(
+        config.population * config.prompts * config.samples,
+        config.prompt_tokens,
+        config.max_new or longest_answer(config),
+        config.prompts * config.samples,
+    )
+    load = load_of(config, header, targets, device.kind, processes)
+    free = device.memory or 1 << 62
+    most, _ = most_slots(free, header.arch, targets, load)
+    widest, _ = most_slots(free, header.arch, targets, load, rows_per_member=1)
+    in_flight = min(config.slots or most, -(-asked.answers // processes))
+    load = load._replace(slots=max(in_flight, 1))
+    if config.measure:
+        device = _measured(header, targets, load, asked, device)
+    is_timed = device.flops > 0 and device.bandwidth > 0
+    return Plan(
+        config=config,
+        header=header,
+        num_devices=processes,
+        device=device,
+        targets=targets,
+        load=load,
+        asked=asked,
+        memory=needed(header.arch, targets, load),
+        most=most,
+        widest=widest,
+        times=times(header.arch, targets, load, asked, device) if is_timed else None,
+    )
+
+
+def load_of(config: Config, header: Header, targets: dict[str, Target], kind: str, processes: int) -> Load:
+    """Return what the options ask of one process on a CPU ("cpu") or a GPU ("cuda")."""
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "fp32" if kind == "cpu" or header.dtype == "fp16" else header.dtype
+    return Load(
+        slots=config.slots,
+        population=config.population,
+        processes=processes,
+        dtype=dtype,
+        quantize=config.quantize,
+        state_dtype=config.state_dtype,
+        master=config.master,
+        optimizer=config.optimizer,
+        engine=_engine(config, targets, kind, dtype),
+        threads=config.threads or num_cores(),
+        temperature=config.temperature,
+        is_cut=config.top_p < 1 or config.top_k > 0,
+        saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),
+        device=kind,
+    )
+
+
+def longest_answer(config: Config) -> int:
+    """Return the task's own limit on an answer, in tokens."""
+    from rwkv_es.task.mixture import load_tasks
+
+    task = load_tasks(config.task, config.data)
+    return max(part.max_new for part in task.parts or (task,))
+
+
+def disk_of(plan: Plan) -> Disk:
+    """Return what the run folder takes."""
+    config, load, shapes = plan.config, plan.load, expected_shapes(plan.header.arch)
+    in_8_bits = {name for name, shape in shapes.items() if is_int8(load, name, shape)}
+    width = 4 if load.master == "fp32" and not plan.targets.keys() <= in_8_bits else BYTES[load.dtype]  # with masters
+    entries = {name: math.prod(shape) for name, shape in shapes.items()}
+    moved = sum(math.prod(t.batch) * t.p * t.q for t in plan.targets.values())
+    weights = sum(n if name in in_8_bits else width * n for name, n in entries.items())
+    snapshot = weights + 4 * MOMENTS[load.optimizer] * moved
+    ledger = config.steps * (8 * config.population * config.prompts + 22 * config.population + 2000)
+    place = run_folder(config).absolute()
+    while not place.exists():
+        place = place.parent
+    return Disk(
+        snapshot=snapshot,
+        snapshots=(config.keep + 2) * snapshot,
+        export=sum(entries.values()) * BYTES[plan.header.dtype],
+        ledger=ledger,
+        free=shutil.disk_usage(place).free,
+    )
+
+
+def wire_bytes(plan: Plan) -> int:
+    """Return what all processes send each other in a step: rewards, and a few counters."""
+    others = plan.num_devices - 1
+    counters = _WIRE_REWARDS if plan.config.reward else _WIRE_COUNTERS
+    return others * 8 * plan.config.population * plan.config.prompts + counters * plan.num_devices * (others > 0)
+
+
+def walk(config: Config) -> tuple[float, float] | None:
+    """Return how far a weight moves at most in a step, and in all steps as a random walk; None: not known.
+
+    A z-scored fitness has a variance of 1 if all problems agree, of 1/P if the rewards are pure noise. An entry of
+    A B^T/sqrt(r) has variance 1, so that the mean of N such products, weighted by it, is as large as 1/sqrt(N).
+    """
+    if config.fitness != "zscore" or config.optimizer != "sgd":
+        return None
+    factors = [decay(config.schedule, step, config.steps, config.schedule_end) for step in range(config.steps)]
+    first = config.lr * max(config.targets.values()) / math.sqrt(config.population)
+    return first, first * math.sqrt(sum(factor * factor for factor in factors))
+
+
+def alternatives(plan: Plan) -> dict[str, int]:
+    """Return options that let more generations fit a device, and how many: the most helpful first."""
+    changes: dict[str, dict[str, Any]] = {
+        "--state-dtype fp16": {"state_dtype": "fp16"},
+        "--quantize int8": {"quantize": "int8"},
+        "--optimizer sgd": {"optimizer": "sgd"},
+        "--rank 1": {},
+    }
+    if plan.device.kind == "cpu":
+        changes["--dtype bf16 --master stochastic"] = {"dtype": "bf16", "master": "stochastic"}
+    found = {}
+    for text, change in changes.items():
+        load, rank = plan.load._replace(**change), 1 if text == "--rank 1" else plan.config.rank
+        targets = targets_of(plan.header.arch, plan.config.targets, rank)
+        if "dtype" in change or "quantize" in change:
+            load = load._replace(engine=_engine(plan.config, targets, load.device, load.dtype, load.quantize))
+        slots, _ = most_slots(plan.device.memory, plan.header.arch, targets, load)
+        if slots > plan.most:
+            found[text] = slots
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, quantize: str = "") -> str:
+    """Return the engine that `auto` chooses: fused kernels where they know all targets."""
+    if config.engine != "auto":
+        return config.engine
+    is_plain = (quantize or config.quantize) == "none"
+    outside = ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
+    if not is_plain or any(target.is_full and name not in outside for name, target in targets.items()):
+        return "torch"
+    if kind == "cuda":
+        return "triton"
+    return "numba" if dtype == "fp32" else "torch"
+
+
+def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Device:
+    from rwkv_es.errors import ConfigError
+
+    if device.kind != "cpu":
+        raise ConfigError("measure times this machine's CPU; leave it out for GPUs, or add --device cpu")
+    from rwkv_es.measure.benchmark import measure
+
+    return measure(header.arch, targets, load, asked.rows_per_member, device)
