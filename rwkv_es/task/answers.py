@@ -3,6 +3,8 @@
 import re
 from decimal import Decimal
 
+from rwkv_es.task.numbers import Number, as_text, written_number
+
 MAX_DIGITS = 50
 _DIGITS = r"([0-9][0-9,]*(?:\.[0-9]+)?|(?<![.\w])\.[0-9]+)"
 _NUMBER = re.compile(_DIGITS)
@@ -34,7 +36,23 @@ def last_number(text: str) -> Decimal | None:
     digits = digits.replace(",", "")
     if len(digits) > MAX_DIGITS:
         return None
-    return -Decimal(digits) if is_negative else Decimal(digits)
+    return Decimal(digits).copy_negate() if is_negative else Decimal(digits)  # its minus rounds to 28 digits
+
+
+def answered_number(text: str) -> Number | None:
+    """Return the number in the last box or after the last `####`, whichever comes later, else the last number.
+
+    A box that is no number, with or without a unit, gives the last one in it; one without any counts for nothing.
+    """
+    box = _last_box(text)
+    if box is not None:
+        mark = _last_match(_MARKED, text)
+        inside = text[slice(*box)]
+        number = written_number(inside)
+        number = last_number(inside) if number is None else number
+        if number is not None and (mark is None or mark.start() < box[0]):
+            return number
+    return last_number(text)
 
 
 def last_tagged(text: str) -> str | None:
@@ -50,6 +68,11 @@ def last_tagged(text: str) -> str | None:
 
 def last_boxed(text: str) -> str | None:
     r"""Return what stands in the last `\boxed{…}` whose braces match, without boxes round it; linear in the text."""
+    box = _last_box(text)
+    return None if box is None else text[slice(*box)]
+
+
+def _last_box(text: str) -> tuple[int, int] | None:
     if _BOX not in text:
         return None
     starts: list[int] = []  # of the boxes that are open
@@ -65,7 +88,7 @@ def last_boxed(text: str) -> str | None:
             opened.append(match[0] == _BOX)
             if match[0] == _BOX:
                 starts.append(match.end())
-    return None if last is None else text[slice(*last)]
+    return last
 
 
 def vote(text: str) -> str:
@@ -76,10 +99,11 @@ def vote(text: str) -> str:
     text = final_part(text)
     for found in (last_tagged(text), last_boxed(text)):
         if found is not None:
-            return "".join(found.split())
-    number = last_number(text)
+            number = written_number(found)
+            return "".join(found.split()) if number is None else as_text(number)
+    number = answered_number(text)
     if number is not None:
-        return f"{number.normalize():f}"
+        return as_text(number)
     return text.rstrip().rpartition("\n")[2].strip()
 
 

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rwkv_es.errors import TaskError
 from rwkv_es.task.task import Problem, tasks_folder
 
@@ -137,17 +139,22 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     except ImportError:
         raise TaskError(f"{file} needs an extra to be read: pip install rwkv-es[tasks]") from None
     try:
-        rows = parquet.read_table(file).to_pylist()
+        table = parquet.read_table(file)
+        rows = table.to_pylist()
     except (OSError, ArrowException) as error:
         raise TaskError(f"the data file {file} cannot be read: {error}") from None
     if not rows:
         raise TaskError(f"the data file {file} holds no problems")
+    for name in (field.name for field in table.schema if str(field.type) in ("float", "halffloat")):
+        kind = np.float32 if str(table.schema.field(name).type) == "float" else np.float16
+        for row in rows:  # 0.1, not 0.10000000149011612
+            row[name] = row[name] if row[name] is None else float(str(kind(row[name])))
     yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows, 1))
 
 
 def _to_problem(where: str, row: Row, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> Problem:
     for name, kind in fields.items():
-        if name not in row:
+        if row.get(name) is None:
             raise TaskError(f"{where} has no field {name!r}; it needs {', '.join(fields)}")
         if not isinstance(row[name], kind):
             raise TaskError(f"{where}: field {name!r} must be {kind.__name__}; got {type(row[name]).__name__}")

@@ -7,13 +7,12 @@ from typing import Any
 from rwkv_es.errors import TaskError
 from rwkv_es.task import Problem, datasets
 from rwkv_es.task.answers import final_part, last_boxed, last_number
+from rwkv_es.task.numbers import written_number
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
 MAX_NEW = 4096
 TEMPLATE = "assistant_think"
-
-_WHOLE = re.compile(r"\s*\$?\s*([0-9]{1,20})(?:\.0{1,20})?\s*\$?\s*")
 
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:
@@ -37,13 +36,8 @@ def extract(text: str) -> int | None:
     """Return the whole number from 0 to 999 that a text answers after its thinking; None if there is none."""
     text = final_part(text)
     box = last_boxed(text)
-    if box is not None:
-        match = _WHOLE.fullmatch(box)
-        number = int(match[1]) if match else None
-    else:
-        last = last_number(text)
-        number = int(last) if last is not None and last == last.to_integral_value() else None
-    return number if number is not None and 0 <= number <= 999 else None
+    number = last_number(text) if box is None else written_number(box)
+    return int(number) if number is not None and 0 <= number <= 999 and number == int(number) else None
 
 
 def _held_out(row: Mapping[str, Any]) -> Problem:
@@ -53,7 +47,7 @@ def _held_out(row: Mapping[str, Any]) -> Problem:
             "the question is none of AIME 2024 and 2025 (compared without white space by its sha256); "
             "is the text complete and in LaTeX as published?"
         )
-    if "answer" in row and extract(str(row["answer"])) != int(key["answer"]):
+    if row.get("answer") is not None and extract(str(row["answer"])) != int(key["answer"]):
         raise ValueError(f"the answer {row['answer']!r} is not the key's for {key['id']}")
     return _problem(row["question"], key["answer"], {"id": key["id"]})
 

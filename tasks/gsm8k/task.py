@@ -1,14 +1,14 @@
 """GSM8K: grade-school word problems whose answer is one number (arXiv 2110.14168)."""
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from rwkv_es.task import Problem
-from rwkv_es.task.answers import final_part, last_number
+from rwkv_es.task.answers import answered_number, final_part
 from rwkv_es.task.datasets import fetch_rows, read_problems
+from rwkv_es.task.numbers import Number, as_text
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
 MAX_NEW = 1000
 TEMPLATE = "think"
@@ -29,9 +29,9 @@ def reward(problem: Problem, text: str) -> float:
     return float(answer is not None and answer == extract(problem.answer))
 
 
-def extract(text: str) -> Decimal | None:
+def extract(text: str) -> Number | None:
     """Return the number that a text answers after its thinking; None if there is none."""
-    return last_number(final_part(text))
+    return answered_number(final_part(text))
 
 
 def _from_row(row: Mapping[str, Any]) -> Problem:
@@ -39,4 +39,4 @@ def _from_row(row: Mapping[str, Any]) -> Problem:
     answer = extract(row["answer"])
     if answer is None:
         raise ValueError(f"no number in the answer {row['answer']!r}")
-    return Problem(row["question"], f"#### {answer:f}", {"ground_truth": f"{answer:f}"})
+    return Problem(row["question"], f"#### {as_text(answer)}", {"ground_truth": as_text(answer)})

@@ -1,23 +1,25 @@
 """JSONL: any file of questions and answers (JSONL, parquet, or hf:owner/name), with exact match or your own reward."""
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from rwkv_es.errors import TaskError
 from rwkv_es.task import SYSTEM, Problem
-from rwkv_es.task.answers import final_part, last_number
+from rwkv_es.task.answers import answered_number, final_part, last_number
 from rwkv_es.task.datasets import QUESTION_FIELDS, fetch_rows, read_rows
+from rwkv_es.task.numbers import as_text
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
 MAX_NEW = 500
 TEMPLATE = "chat"
 
 HUB_PREFIX = "hf:"
-_NUMBER = re.compile(r"\s*[-+]?\$?[0-9][0-9,]*(?:\.[0-9]+)?\s*")
+_NUMBER = re.compile(r"\s*[-+−]?\$?[0-9][0-9,]*(?:\.[0-9]+)?\s*")
 
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:
@@ -38,42 +40,72 @@ def reward(problem: Problem, text: str) -> float:
     """Score 1 when what follows the thinking, or its last line, is the answer, or its last number if that is one."""
     if not problem.answer:
         raise ValueError("the row has no answer to compare with; name a reward of yours by --reward file.py:function")
-    text, answer = final_part(text).strip(), problem.answer.strip()
-    if answer in (text, text.rpartition("\n")[2].strip()):
-        return 1.0
-    if not _NUMBER.fullmatch(answer):
-        return 0.0
-    number = last_number(text)
-    return float(number is not None and number == last_number(answer))
+    text = final_part(text).strip()
+    return float(any(_is_answer(text, right) for right in (problem.answer, *(_rights(problem.meta) or ()))))
+
+
+def _is_answer(text: str, right: str) -> bool:
+    right = right.strip()
+    if right in (text, text.rpartition("\n")[2].strip()):
+        return True
+    return bool(_NUMBER.fullmatch(right)) and answered_number(text) == last_number(right)
 
 
 def _from_row(where: str, row: Mapping[str, Any]) -> Problem:
-    name = next((name for name in QUESTION_FIELDS if name in row), None)
+    name = next((name for name in QUESTION_FIELDS if row.get(name) is not None), None)
     if name is None:
         raise TaskError(f"{where} has no question; it needs one of the fields {', '.join(QUESTION_FIELDS)}")
     question, meta = row[name], dict(row)
     fail = partial(_fail, f"{where}: field {name!r}")
     if isinstance(question, str):
         meta.pop("prompt", None)
-        return Problem(question, _answer_of(row), meta)
+        return Problem(question, _answer_of(where, row), meta)
     turns = _turns(question) or fail(f"must be a text or a list of messages; got {question!r:.80}")
     if turns[0][0] == "system":
         meta[SYSTEM] = turns.pop(0)[1]
     if [role for role, _ in turns] != ["user"]:
         fail("must be one message of the user, with or without a system text before it")
-    return Problem(turns[0][1], _answer_of(row), meta)
+    return Problem(turns[0][1], _answer_of(where, row), meta)
 
 
-def _answer_of(row: Mapping[str, Any]) -> str:
-    """Return the answer as a text; "" if the row has none."""
+def _answer_of(where: str, row: Mapping[str, Any]) -> str:
+    """Return the answer as a text, of several right ones the first; "" if the row has none that this task can read.
+
+    Raises:
+        TaskError: the column answer holds something else.
+    """
+    rights = _rights(row)
+    if rights is None and row.get("answer") is not None:
+        raise TaskError(
+            f"{where}: field 'answer' must be a text, a number, or a list of those that are right; got "
+            f"{row['answer']!r:.80}; what only a reward of yours reads may stand in a column of another name"
+        )
+    return rights[0] if rights else ""
+
+
+def _rights(row: Mapping[Any, Any]) -> list[str] | None:
+    """Return the right answers of a row: of its first column for them that is not null. None: they cannot be read."""
     verl = row.get("reward_model")
     found = [
         row.get("answer"),
         row.get("ground_truth"),
         verl.get("ground_truth") if isinstance(verl, Mapping) else None,
     ]
-    answer = next((value for value in found if value is not None), "")
-    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str)
+    value = next((value for value in found if value is not None), "")
+    values = [value] if not isinstance(value, (list, tuple)) else [right for right in value if right is not None]
+    texts = [text for text in map(_written, values) if text is not None]
+    return [text for text in texts if text] if len(texts) == len(values) > 0 else None
+
+
+def _written(value: Any) -> str | None:
+    """Write an answer as a person does; None if it is neither a text nor a finite number."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return None
+    if not isinstance(value, int) and not math.isfinite(value):
+        return None
+    return f"{value:f}" if isinstance(value, Decimal) else as_text(Decimal(repr(value)))
 
 
 def _turns(value: Any) -> list[tuple[str, str]]:

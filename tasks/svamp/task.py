@@ -9,7 +9,7 @@ from rwkv_es.task.datasets import fetch_rows, read_problems
 
 from ..gsm8k import task as gsm8k
 
-VERSION = "1"
+VERSION = "2"
 STOP = ("\n\nUser:",)
 MAX_NEW = 500
 TEMPLATE = "think"

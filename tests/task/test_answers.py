@@ -58,6 +58,9 @@ def test_thinking_and_invented_turns_are_left_out():
     [
         ("It is 5.", "so 5.0", True),
         (r"\boxed{5}", "5", True),
+        (r"\boxed{5.0\text{ cm}} for 3", r"#### \$5", True),
+        (r"\boxed{\frac12}", r"\boxed{\dfrac{1}{2}}", True),
+        (r"\boxed{x+1} 5", "5", False),
         ("<answer>1 + 2</answer>", "no <answer>1+2</answer>", True),
         ("blue\n", "I say\nblue", True),
         ("5", "6", False),

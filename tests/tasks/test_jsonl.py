@@ -1,6 +1,7 @@
 """Any file of questions: the fields that are understood, and the reward by exact match."""
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -23,7 +24,7 @@ USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "
     [
         ({"question": "q", "answer": "a"}, "a", {"question": "q", "answer": "a"}),
         ({"prompt": "q", "answer": 3}, "3", {"answer": 3}),
-        ({"problem": "q", "ground_truth": [1, 2], "x": 1}, "[1, 2]", {"problem": "q", "ground_truth": [1, 2], "x": 1}),
+        ({"problem": "q", "ground_truth": [1, 2], "x": 1}, "1", {"problem": "q", "ground_truth": [1, 2], "x": 1}),
         ({"prompt": "q", "system": "a column"}, "", {"system": "a column"}),
         ({"prompt": [SYSTEM, USER]}, "", {"prompt": [SYSTEM, USER], task.SYSTEM: "s"}),
         (
@@ -46,6 +47,11 @@ def test_rows_of_many_forms_are_understood(tmp_path, row, answer, meta):
         ({"prompt": [{"role": "user", "content": None}]}, "must be a text or a list of messages"),
         ({"prompt": [USER, {"role": "assistant", "content": "a"}, USER]}, "one message of the user"),
         ({"prompt": [SYSTEM]}, "one message of the user"),
+        ({"prompt": None, "question": None, "answer": "4"}, "line 1 has no question"),
+        *(
+            ({"prompt": "q", "answer": answer}, r"line 1: field 'answer' must be a text, a number, or a list of those")
+            for answer in (True, {"a": 1}, [], [None], [["a"]], ["a", {}], [False], float("nan"), [float("inf")])
+        ),
     ],
 )
 def test_rows_that_are_not_are_refused(tmp_path, row, message):
@@ -83,6 +89,50 @@ def test_a_set_of_the_hub_is_named_by_its_prefix(monkeypatch):
 )
 def test_the_default_reward_is_an_exact_match(text, answer, reward):
     assert load_task("jsonl").reward(Problem("", answer), text) == reward
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (3, "3"), (-3.0, "-3"), (4.5, "4.5"), (1e-7, "0.0000001"), (1e22, "10000000000000000000000"), (10**400, str(10**400)),
+        ("4.50", "4.50"), (["Paris", "paris"], "Paris"), ([None, 4.5, "x"], "4.5"), (["", "a"], "a"), ("", ""), (None, ""),
+    ],
+)  # fmt: skip
+def test_answers_are_written_as_a_person_writes_them(tmp_path, answer, text):
+    assert problem_of(tmp_path, {"prompt": None, "question": "q", "answer": answer}).answer == text
+
+
+def test_any_of_several_right_answers_is_right_and_null_is_absent(tmp_path):
+    problem = problem_of(tmp_path, {"prompt": None, "problem": "q", "answer": ["Paris", "paris", 75.0]})
+    rewards = [
+        load_task("jsonl").reward(problem, text)
+        for text in ("Paris", "so:\nparis", "75", "x \\boxed{75} 3", "PARIS", "7")
+    ]
+    assert rewards == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    verl = {"prompt": [USER], "answer": None, "ground_truth": None, "reward_model": {"ground_truth": ["7", "8"]}}
+    problem = problem_of(tmp_path, verl)
+    assert [load_task("jsonl").reward(problem, text) for text in "789"] == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("gold", [{"target": 24, "numbers": [1]}, True])
+def test_a_gold_that_only_a_reward_reads_is_left_to_it(tmp_path, gold):
+    problem = problem_of(tmp_path, {"prompt": "q", "reward_model": {"ground_truth": gold}})
+    assert problem.answer == "" and problem.meta["reward_model"]["ground_truth"] == gold
+
+
+def test_decimals_and_short_floats_of_parquet_are_what_was_written(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "prompt": ["a", "b", None],
+        "question": ["x", "y", "c"],
+        "answer": pyarrow.array([Decimal("4.50"), None, Decimal("-3.00")]),
+        "ground_truth": pyarrow.array([None, 0.1, None], pyarrow.float32()),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "test.parquet")
+    found = load_task("jsonl", str(tmp_path)).problems("test")
+    assert [(problem.prompt, problem.answer) for problem in found] == [("a", "4.50"), ("b", "0.1"), ("c", "-3.00")]
 
 
 def test_without_an_answer_or_data_the_message_says_what_to_do():
