@@ -5,7 +5,7 @@ import re
 INVALID = "[invalid]"  # what the harness takes for the answer if there is none
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
+_FULL_STOP = re.compile(r"\.$")
 
 
 def strict_match(text: str) -> str:
@@ -34,6 +34,9 @@ def scores(text: str, gold: str) -> dict[str, float]:
 
 
 def _normal(text: str) -> str:
-    for pattern in _IGNORED:
-        text = pattern.sub("", text)
-    return text.lower()
+    """Drop what the harness's regexes_to_ignore match: ",", "$", all up to the last "#### ", a full stop at the end.
+
+    In one pass: its third pattern, `(?s).*#### `, takes quadratic time where there is no such mark.
+    """
+    text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return _FULL_STOP.sub("", text).lower()

@@ -1,11 +1,15 @@
 """The two GSM8K rules of lm-evaluation-harness: by hand, on the whole test set, and against the harness itself."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 from places import DATA
+from timing import cpu_seconds
 
+from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.lm_eval_rules import RULES, exact_match, flexible_extract, scores, strict_match
 
 CASES = [  # text, strict, flexible
@@ -43,6 +47,22 @@ def test_extraction_by_hand(text, strict, flexible):
 )
 def test_comparison_by_hand(extracted, gold, is_equal):
     assert exact_match(extracted, gold) is is_equal
+
+
+@pytest.mark.parametrize("piece", ["5", "#", "#### ", ".", "5.", ", ", "$", "-", "\n", "#### 5", "a.\n"])
+def test_long_texts_take_no_longer_than_their_length(piece):
+    text = (piece * 1_000_000)[:1_000_000]
+    assert cpu_seconds(lambda: scores(text, "#### 5")) < 2.0  # a tenth of that; quadratic time would be hours
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_ignored_is_what_the_harness_ignores(seed):
+    """Its four patterns, one after the other, on short texts of the signs that matter."""
+    random_text = "".join(random.Random(seed).choices(["#### ", "####", ",", "$", ".", "5", "\n", "A", " "], k=12))
+    expected = random_text
+    for pattern in (",", r"\$", "(?s).*#### ", r"\.$"):
+        expected = re.sub(pattern, "", expected)
+    assert lm_eval_rules._normal(random_text) == expected.lower()
 
 
 def test_the_harness_agrees():
