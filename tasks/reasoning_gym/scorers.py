@@ -3,34 +3,57 @@
 import copy
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+
+from rwkv_es.task.numbers import written_number
 
 from ..countdown.task import is_solution
 
 # Their modules evaluate something, but never the answer: looked through at version 0.1.25.
 REVIEWED = ("basic_arithmetic", "bitwise_arithmetic", "number_sorting", "propositional_logic", "polynomial_equations")
 LENIENT = ("game_of_life_halting",)  # takes any text for "False"
+_NEAR = Fraction(1, 10_000)
+_NOT_FINITE = re.compile(r"(?<![^\W\d_])(?:nan|inf|infinity)[ij]?(?![^\W\d_])", re.IGNORECASE)
+_POWER = re.compile(r"[0-9]{1,400}(?:\.[0-9]{0,400})?[eE]\+?[0-9]{1,400}|[0-9]{309,400}")
 _EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|parse_latex)\s*\(")
 
 
 def score(name: str, answer: str, item: Mapping[str, Any]) -> float:
     """Return the generator's own score; for those whose scorers execute answers, whether it is right by our rules."""
     metadata = item["metadata"]
+    if not answer.strip() or (_is_not_finite(answer) and not _is_not_finite(str(item["answer"]))):
+        return 0.0
     if name == "countdown":
         return float(is_solution(answer, metadata["numbers"], metadata["target"]))
     if name == "puzzle24":
         return float(is_solution(answer, metadata["numbers"], 24))
+    if name == "coin_flip":  # its own pays a common beginning: "0" is worth 1
+        return float(_is_near(answer, str(item["answer"])))
     if name in LENIENT or executes(name):
         return float("".join(answer.split()) == "".join(str(item["answer"]).split()))
     found = answer if answer == item["answer"] else answer.strip()
     try:
-        return float(_scorer(name)(found, copy.deepcopy(item)))  # some write into what they are given
+        paid = float(_scorer(name)(found, copy.deepcopy(item)))  # some write into what they are given
+        return paid if 0.0 <= paid <= 1.0 else 0.0
     except Exception:  # noqa: BLE001  some raise whatever comes to their mind at an answer of an unexpected form
         return 0.0
+
+
+def _is_near(answer: str, gold: str) -> bool:
+    """Compare probabilities, as decimals or fractions, by four digits."""
+    found, right = (written_number(text.strip()) for text in (answer, f"{float(gold):.12f}"))
+    return found is not None and right is not None and abs(Fraction(found) / Fraction(right) - 1) <= _NEAR
+
+
+def _is_not_finite(text: str) -> bool:
+    """Tell a text with NaN or infinity in it, or a number beyond all floats: comparisons with them may say anything."""
+    return bool(_NOT_FINITE.search(text)) or any(math.isinf(float(found[0])) for found in _POWER.finditer(text))
 
 
 def gold_of(item: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rwkv_es.task.answers import final_part, last_tagged
 
 from .scorers import gold_of, score
 
-VERSION = "2"
+VERSION = "3"
 STOP = ("\n\nUser:",)
 MAX_NEW = 1000
 TEMPLATE = "think"
@@ -103,9 +103,19 @@ def items(name: str, split: str, size: int, options: Mapping[str, Any]) -> list[
             folder.mkdir(parents=True, exist_ok=True)
             replace(file, "".join(lines))
     try:
-        return [ast.literal_eval(line) for line in file.read_text("utf-8").split("\n") if line]
+        return [_item(line) for line in file.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError, SyntaxError) as error:
         raise TaskError(f"the cached items {file} cannot be read ({error}); delete the file") from None
+
+
+def _item(line: str) -> dict[str, Any]:
+    """Read the representation of an item without running anything; inf and nan are no literals."""
+    return ast.literal_eval(_NotFinite().visit(ast.parse(line, mode="eval")))
+
+
+class _NotFinite(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.copy_location(ast.Constant(float(node.id)), node) if node.id in ("inf", "nan") else node
 
 
 def _make(name: str, split: str, size: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 
 from rwkv_es.errors import TaskError
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.task import load_task
+from rwkv_es.task import Problem, load_task
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="reasoning_gym is not installed; it is in the extra tasks"
@@ -34,6 +35,114 @@ SAFE = [
 def few(tmp_path, monkeypatch):
     monkeypatch.setenv("RWKV_ES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(load_task("reasoning_gym").reward.__globals__["problems"].__globals__["NUM_MADE"], "test", 3)
+
+
+NOTHING = [
+    *(
+        "",
+        " ",
+        "\n",
+        "nan",
+        "NaN",
+        "-nan",
+        "nan+nanj",
+        "nanj",
+        "inf",
+        "-inf",
+        "Infinity",
+        "1e999",
+        "-1e999i",
+        "9" * 400,
+    ),
+    *(
+        "[nan]",
+        "nan, nan",
+        "(nan, nan)",
+        '{"x": NaN}',
+        "nan/1",
+        "\\frac{nan}{1}",
+        "1e400 + 1e400j",
+        "NaN%",
+        "$nan",
+        "nan.",
+    ),
+]
+
+
+def generators() -> list[str]:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        return []
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(DATASETS.keys() - {"composite"})  # needs others to be made of
+
+
+@pytest.mark.slow  # 20 s for all 104
+@pytest.mark.filterwarnings("ignore")  # of the package's own making
+@pytest.mark.parametrize("name", generators())
+def test_no_generator_pays_what_is_no_answer(name):
+    pays_nothing(name)
+
+
+@pytest.mark.parametrize("name", ["complex_arithmetic", "decimal_arithmetic", "gcd", "pool_matrix", "spell_backward"])
+def test_what_is_no_answer_pays_nothing(name):
+    pays_nothing(name)
+
+
+def pays_nothing(name):
+    import reasoning_gym
+
+    items = [item for item, _ in zip(reasoning_gym.create_dataset(name, size=3, seed=5), range(3))]
+    reward = load_task("reasoning_gym").reward
+    for item in items:
+        problem = Problem("", "", {"generator": name, "item": item})
+        assert {text: paid for text in NOTHING if (paid := reward(problem, f"<answer>{text}</answer>"))} == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "paid"),
+    [
+        ("0.109375", 1.0),
+        ("7/64", 1.0),
+        (r"\\frac{7}{64}", 1.0),
+        ("0.10938", 1.0),
+        ("0", 0.0),
+        ("0.1", 0.0),
+        ("0.109", 0.0),
+        ("1e999999999", 0.0),
+    ],
+)
+def test_a_probability_is_not_paid_for_its_first_digits(answer, paid):
+    item = {"question": "", "answer": "0.109375", "metadata": {}}
+    reward = load_task("reasoning_gym").reward
+    assert reward(Problem("", "", {"generator": "coin_flip", "item": item}), f"<answer>{answer}</answer>") == paid
+
+
+def test_words_that_are_names_of_no_number_are_words():
+    item = {"question": "", "answer": "nan", "metadata": {"word": "nan", "sentence": "nan", "word_len": 3}}
+    reward = load_task("reasoning_gym").reward
+    assert reward(Problem("", "", {"generator": "spell_backward", "item": item}), "<answer>nan</answer>") == 1.0
+
+
+def test_infinite_numbers_are_kept_in_the_cache(monkeypatch):
+    """codeio has them in what its programs are given."""
+    metadata = {
+        "input": {"limit": float("inf"), "low": float("-inf"), "x": 1e300},
+        "nan": [float("nan")],
+        "inf": "inf",
+        "n": None,
+    }
+    made = {"question": "nan and inf", "answer": "-inf", "metadata": metadata}
+    task = load_task("reasoning_gym:chain_sum", SMALL)
+    monkeypatch.setitem(
+        task.reward.__globals__,
+        "_make",
+        lambda name, split, size, options: [{**made, "question": f"{split} {i}"} for i in range(size)],
+    )
+    (first, *_), _ = task.problems("train"), load_task("reasoning_gym:chain_sum", SMALL).problems("train")
+    item = first.meta["item"]
+    assert item["question"] == "train 0" and item["answer"] == "-inf" and math.isnan(item["metadata"].pop("nan")[0])
+    assert item["metadata"] == {"input": {"limit": math.inf, "low": -math.inf, "x": 1e300}, "inf": "inf", "n": None}
 
 
 def test_items_are_made_once_and_read_from_the_cache(tmp_path, monkeypatch):
