@@ -18,6 +18,7 @@ from ..countdown.task import is_solution
 # Their modules evaluate something, but never the answer: looked through at version 0.1.25.
 REVIEWED = ("basic_arithmetic", "bitwise_arithmetic", "number_sorting", "propositional_logic", "polynomial_equations")
 LENIENT = ("game_of_life_halting",)  # takes any text for "False"
+_SMALL = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?e-[0-9]{1,2}")
 _NEAR = Fraction(1, 10_000)
 _NOT_FINITE = re.compile(r"(?<![^\W\d_])(?:nan|inf|infinity)[ij]?(?![^\W\d_])", re.IGNORECASE)
 _POWER = re.compile(r"[0-9]{1,400}(?:\.[0-9]{0,400})?[eE]\+?[0-9]{1,400}|[0-9]{309,400}")
@@ -47,8 +48,9 @@ def score(name: str, answer: str, item: Mapping[str, Any]) -> float:
 
 def _is_near(answer: str, gold: str) -> bool:
     """Compare probabilities, as decimals or fractions, by four digits."""
-    found, right = (written_number(text.strip()) for text in (answer, f"{float(gold):.12f}"))
-    return found is not None and right is not None and abs(Fraction(found) / Fraction(right) - 1) <= _NEAR
+    text, right = answer.strip(), Fraction(gold)
+    found = Fraction(text) if _SMALL.fullmatch(text) else written_number(text)
+    return found is not None and abs(Fraction(found) - right) <= _NEAR * right
 
 
 def _is_not_finite(text: str) -> bool:

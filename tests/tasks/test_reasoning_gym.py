@@ -104,7 +104,7 @@ def pays_nothing(name):
     [
         ("0.109375", 1.0),
         ("7/64", 1.0),
-        (r"\\frac{7}{64}", 1.0),
+        (r"\frac{7}{64}", 1.0),
         ("0.10938", 1.0),
         ("0", 0.0),
         ("0.1", 0.0),
@@ -116,6 +116,9 @@ def test_a_probability_is_not_paid_for_its_first_digits(answer, paid):
     item = {"question": "", "answer": "0.109375", "metadata": {}}
     reward = load_task("reasoning_gym").reward
     assert reward(Problem("", "", {"generator": "coin_flip", "item": item}), f"<answer>{answer}</answer>") == paid
+    item["answer"] = "3.051757812e-05"
+    for small, worth in (("3.051757812e-05", 1.0), ("0.00003051757812", 1.0), ("0", 0.0), ("..e-5", 0.0)):
+        assert reward(Problem("", "", {"generator": "coin_flip", "item": item}), f"<answer>{small}</answer>") == worth
 
 
 def test_words_that_are_names_of_no_number_are_words():
