@@ -1,6 +1,7 @@
 """Options from a YAML or TOML file, a recipe or a run's folder; and which folder a run has."""
 
 import json
+import os
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -11,13 +12,14 @@ from rwkv_es.config.options import FIELDS, PROVENANCE, Config, model_name, to_di
 from rwkv_es.errors import ConfigError
 
 RUN_CONFIG = "config.yaml"
+LONGEST_NAME_BYTES = 120  # of a folder, before what may be added; file systems take 255
 _EMBEDDED = Path(__file__).parent.parent / "tiny"
 RECIPES = {"tiny": str(_EMBEDDED / "recipe.yaml"), "arithmetic": str(_EMBEDDED / "arithmetic.yaml")}
 
 
 def is_run_folder(path: str) -> bool:
     """Say whether a path is the folder of a training run."""
-    return bool(path) and Path(path, RUN_CONFIG).is_file() and Path(path, "ledger.jsonl").is_file()
+    return bool(path) and all(os.path.isfile(Path(path, name)) for name in (RUN_CONFIG, "ledger.jsonl"))
 
 
 def run_folder(config: Config) -> Path:
@@ -32,7 +34,7 @@ def run_folder(config: Config) -> Path:
     lasting = [name for name in values if FIELDS[name].metadata["on_resume"] != "free"]
     other = {n: values[n] for n in lasting if n not in ("task", "model") and values[n] != default_of(FIELDS[n])}
     tasks = [Path(part.rpartition("=")[0] or part).name.removesuffix(".py") for part in config.task.split(",")]
-    stem = f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}"
+    stem = _short(f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}")
     earlier = Path("runs", f"{stem}-seed{config.seed}")
     if is_run_folder(str(earlier)):
         old = load_file(str(earlier))
@@ -40,6 +42,14 @@ def run_folder(config: Config) -> Path:
             return earlier
     digest = sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6]
     return Path("runs", f"{stem}-{digest}" if other else stem)
+
+
+def _short(name: str) -> str:
+    """Return a name that every file system takes: of a long one the beginning and a hash."""
+    if len(name.encode("utf-8", "surrogatepass")) <= LONGEST_NAME_BYTES:
+        return name
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{name.encode('utf-8', 'replace')[:LONGEST_NAME_BYTES].decode('utf-8', 'ignore')}-{digest}"
 
 
 def load_file(path: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -104,13 +105,13 @@ def question_hash(question: str) -> str:
 
 def _data_file(data: str, split: str) -> Path:
     path = Path(data).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     for suffix in SUFFIXES:
-        if (path / f"{split}{suffix}").is_file():
+        if os.path.isfile(path / f"{split}{suffix}"):
             return path / f"{split}{suffix}"
     names = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-    wanted = f"has none of {names}" if path.is_dir() else "does not exist"
+    wanted = f"has none of {names}" if os.path.isdir(path) else "does not exist"
     raise TaskError(f"the data path {data} {wanted}; give a JSONL file or a folder with one for each split")
 
 

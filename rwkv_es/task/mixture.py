@@ -1,11 +1,11 @@
 """Several tasks as one, with weights; and which problem comes when in training."""
 
 import math
+import os
 import random
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_es.errors import TaskError
@@ -94,7 +94,7 @@ def parse(spec: str) -> list[Named] | None:
     Raises:
         TaskError: a weight is no number above 0, or a task is named twice.
     """
-    if Path(spec).exists() or not ("," in spec or "=" in spec):
+    if os.path.exists(spec) or not ("," in spec or "=" in spec):
         return None
     named = [_named(part) for part in spec.split(",")]
     names = [part.spec for part in named]

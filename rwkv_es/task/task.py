@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -150,8 +151,7 @@ def _without_blank_lines(text: str) -> str:
 
 def list_tasks() -> dict[str, str]:
     """Return the built-in tasks: name -> first line of the docstring of its task.py."""
-    files = sorted(tasks_folder().glob("*/task.py"))
-    return {file.parent.name: _first_line(file) for file in files}
+    return {file.parent.name: _first_line(file) for file in sorted(tasks_folder().glob("*/task.py"))}
 
 
 def load_task(name_or_path: str, data: str = "") -> Task:
@@ -194,11 +194,11 @@ def _first_line(file: Path) -> str:
 
 
 def _import_built_in(name: str) -> ModuleType:
-    if not (tasks_folder() / name / "task.py").is_file():
+    if not os.path.isfile(tasks_folder() / name / "task.py"):
         names = list(list_tasks())
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"built-in tasks: {', '.join(names)}"
-        own = f" Your own folder is loaded as ./{name}." if Path(name).exists() else ""
+        own = f" Your own folder is loaded as ./{name}." if os.path.exists(name) else ""
         raise TaskError(f"unknown task {name!r}; {hint}{own}")
     if "rwkv_es.tasks" not in sys.modules:
         package = ModuleType("rwkv_es.tasks")
@@ -209,8 +209,8 @@ def _import_built_in(name: str) -> ModuleType:
 
 def _import_path(spec: str) -> tuple[ModuleType, str]:
     path = Path(spec).expanduser().resolve()
-    file = path / "task.py" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "task.py" if os.path.isdir(path) else path
+    if not os.path.isfile(file):
         raise TaskError(f"task {spec}: there is no file {file}; give a folder with task.py, or a .py file")
     if file.suffix != ".py":
         raise TaskError(f"task {spec}: {file.name} is not a Python file; its name must end in .py")

@@ -154,3 +154,10 @@ def test_a_folder_that_an_earlier_release_named_after_the_seed_is_found_again(tm
     (old / "ledger.jsonl").touch()
     assert str(run_folder(Config(seed=3, lr=0.5))) == "runs/countdown_mini-tiny-seed3"
     assert run_folder(Config(seed=3, lr=0.25)).name == "countdown_mini-tiny-" + digest('{"lr": 0.25, "seed": 3}')
+
+
+def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
+    first, second = (",".join(f"./{'täsk' * 8}{i}.py={w}" for i in range(20)) for w in (1, 2))
+    names = [run_folder(Config(task=task)).name for task in (first, second.replace("19.py", "20.py"))]
+    assert all(len(name.encode()) < 200 for name in names) and len(set(names)) == 2
+    assert names[0].startswith("täsktäsk") and run_folder(Config(task=first)).name == names[0]

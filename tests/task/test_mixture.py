@@ -115,3 +115,9 @@ def test_problems_of_both_splits_are_counted():
     assert overlap(numbered("a", 5), numbered("b", 3)) == 0
     assert overlap(Generated(lambda i: Problem(f"a{i}", ""), 5), numbered("a", 3)) == 0
     assert overlap(mixed(), mixed(sizes=(1, 1, 0))) == 2
+
+
+@pytest.mark.parametrize("spec", ["copy" * 100 + "=1", "x" * 5000, "\0=1", ",".join(f"copy{i}=1" for i in range(100))])
+def test_specs_longer_than_a_file_name_are_refused_like_others(spec):
+    with pytest.raises(TaskError, match="unknown task"):
+        load_tasks(spec)
