@@ -153,7 +153,7 @@ def warn_if_unsteady(verdict: Verdict) -> None:
 
 
 def warn_if_splits_overlap(session: Session) -> None:
-    """Say on stderr where held-out problems are trained on too: their score then says little."""
+    """Warn on stderr if held-out problems are trained on too: their score then says little."""
     train, test = session.task.problems("train"), session.task.problems("test")
     if num_shared := overlap(train, test):
         print(

@@ -1,8 +1,8 @@
 """A row's bits in any company: how many rows a matrix product is given, and whether this machine keeps to it.
 
-Linear algebra libraries choose their code by the number of rows, and other code adds in another order. MKL can be told
-to keep to one (`choose_blas_mode`, before torch is loaded); where that does not help, products are given multiples of
-16, 32 or 64 rows instead of 8, if that makes them agree (`examine`); where nothing helps, the user is told (`advice`).
+Linear algebra libraries choose their code by the number of rows, and different code adds in a different order. MKL can
+be made to keep to one (`choose_blas_mode`, before torch is loaded); if that does not help, products are given multiples
+of 16, 32 or 64 rows instead of 8, if that makes them agree (`examine`); if nothing helps, a note is printed (`advice`).
 """
 
 import os
@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     """What was found out about the machine's products."""
 
     multiple: int = MULTIPLES[0]  # of rows, to be given to every product
-    by_rows: tuple[str, ...] = ()  # matrices whose product still gives a row other bits for other numbers of rows
+    by_rows: tuple[str, ...] = ()  # matrices whose products still depend on the number of rows
     by_threads: bool = False  # sums depend on the number of threads
 
     def joined(self, other: "Verdict") -> "Verdict":
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 
 def choose_blas_mode() -> None:
-    """Tell MKL to give a row the same bits among any number of rows, where the user has said nothing. Costs nothing.
+    """Make MKL give a row the same bits among any number of rows, unless the user has set a mode. Costs nothing.
 
     It is read when torch is loaded: to be called at the start of a program, not by a library.
     """
@@ -83,7 +83,7 @@ def examine(model: "Model", slots: int, num_threads: int = 1, product_threads: i
 
 
 def advice(verdict: Verdict) -> str:
-    """Return what to tell a person; "" where there is nothing to say."""
+    """Return a note for the user; "" if there is none."""
     what = []
     if verdict.by_rows:
         what.append(f"how many rows are computed together (seen in {verdict.by_rows[0]})")
@@ -99,7 +99,7 @@ def advice(verdict: Verdict) -> str:
 
 
 def _counts_that_differ(make: "Callable[[Tensor], Tensor]", width: int, most: int, model: "Model") -> set[int]:
-    """Return the numbers of rows among which a row has other bits than among `most`, or in another place."""
+    """Return the numbers of rows for which the bits of a row depend on it, or on its place."""
     x = _operand(most, width, model)
     whole = make(x)
     found = {count for count in _counts(most) if not _equal(make(x[:count]), whole[:count])}
@@ -176,7 +176,7 @@ def _in_halves(head: "Tensor", x: "Tensor") -> "Tensor":
 
 
 def _update_differs(num_threads: int) -> bool:
-    """Say whether the sum over a population, as the update makes it, has other bits with one thread."""
+    """Say whether the sum over a population, as the update makes it, has different bits with one thread."""
     import torch
 
     from rwkv_es.noise.lowrank import weighted_sum

@@ -1,4 +1,4 @@
-"""What a step's answers say about the run's health: whether to stop, and what to tell a person."""
+"""What a step's answers show of the run's health: whether to stop, and what to report."""
 
 import sys
 

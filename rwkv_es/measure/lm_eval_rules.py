@@ -36,7 +36,7 @@ def scores(text: str, gold: str) -> dict[str, float]:
 def _normal(text: str) -> str:
     """Drop what the harness's regexes_to_ignore match: ",", "$", all up to the last "#### ", a full stop at the end.
 
-    In one pass: its third pattern, `(?s).*#### `, takes quadratic time where there is no such mark.
+    In one pass: its third pattern, `(?s).*#### `, takes quadratic time if there is no such mark.
     """
     text = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return _FULL_STOP.sub("", text).lower()

@@ -1,4 +1,4 @@
-"""Numbers of a run: timings, counts, summaries, and what the processes tell each other of a step."""
+"""Numbers of a run: timings, counts, summaries, and what the processes exchange about a step."""
 
 import math
 import time
@@ -160,5 +160,5 @@ def held_out(rewards: Sequence[float | None], counted: StepCounts) -> dict[str, 
 
 
 def as_numbers(rewards: Sequence[float | None]) -> list[float]:
-    """Return rewards for an evaluation, where a missing one counts as 0."""
+    """Return rewards for an evaluation, with a missing one as 0."""
     return [0.0 if reward is None or math.isnan(reward) else reward for reward in rewards]

@@ -1,6 +1,6 @@
 """What a training run will take, from its options: memory, disk, network, time, and how far the weights will walk.
 
-Nothing is loaded but the file's header and the task's numbers; torch only where the rates of this CPU are measured.
+Nothing is loaded but the file's header and the task's numbers; torch only if the rates of this CPU are measured.
 """
 
 import math
@@ -198,7 +198,7 @@ def alternatives(plan: Plan) -> dict[str, int]:
 
 
 def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, quantize: str = "") -> str:
-    """Return the engine that `auto` chooses: fused kernels where they know all targets."""
+    """Return the engine that `auto` chooses: fused kernels if they know all targets."""
     if config.engine != "auto":
         return config.engine
     is_plain = (quantize or config.quantize) == "none"

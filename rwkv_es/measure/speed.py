@@ -25,7 +25,7 @@ class Asked(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Seconds of a tick in which every row reads one token; `logits` only where rows write."""
+    """Seconds of a tick in which every row reads one token; `logits` only if rows write."""
 
     products: float
     others: float

@@ -32,7 +32,7 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows it from 
 
 
 def load(path: str | Path, may_be_int8: bool = False) -> tuple[Params, Arch]:
-    """Read a checkpoint, memory-mapped where the format allows it; nothing in the file is run.
+    """Read a checkpoint, memory-mapped if the format allows it; nothing in the file is run.
 
     A snapshot may hold matrices as int8, whose scales follow from the base (see `quantize`); a base may not.
 

@@ -16,7 +16,7 @@ def wkv_(state: Tensor, r: Tensor, w: Tensor, k: Tensor, v: Tensor, *, kk: Tenso
         tokens = zip(*(t.split(1) for t in (r, w, k, v, kk, a)))
         return torch.cat([wkv_(state, *token[:4], kk=token[4], a=token[5]) for token in tokens])
     r32, w, k, v, kk, a = (t.float() for t in (r, w, k, v, kk, a))
-    new = state.float()  # the state itself where it is fp32
+    new = state.float()  # the state itself if it is fp32
     removed = torch.matmul(kk.unsqueeze(-2), new)  # (S,H,1,K_h)
     new.mul_(w.unsqueeze(-1))
     new.addcmul_((kk * a).unsqueeze(-1), removed, value=-1)

@@ -160,7 +160,7 @@ def _call_trl(
     if answers[0].token_ids is not None:
         given["completion_ids"] = [list(answer.token_ids or ()) for answer in answers]
     elif "completion_ids" in parameters:
-        raise ValueError("this reward reads completion_ids, but no token ids are known where it was called")
+        raise ValueError("this reward reads completion_ids, but no token ids are known in this call")
     values = listed(awaited(function(**_wanted(given, parameters))), count)
     return [Outcome(value, logged) for value, logged in zip(values, logs)]
 

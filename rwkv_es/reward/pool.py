@@ -130,7 +130,7 @@ class RewardPool:
             if scores is not None:
                 print(
                     f"rwkv-es: the reward failed on {len(scores.causes)} of {len(scores.rewards)} answers, which count "
-                    f"as 0; the first time: {scores.first_cause} (said once, reward_errors and reward_timeouts count)",
+                    f"as 0; the first time: {scores.first_cause} (reported once; reward_errors counts on)",
                     file=sys.stderr,
                 )
 

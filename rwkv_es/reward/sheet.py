@@ -24,7 +24,7 @@ class Group(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Rewards in the order of the texts. None: the scorer said "not applicable". Failures score 0.0."""
+    """Rewards in the order of the texts. None: the scorer reported "not applicable". Failures score 0.0."""
 
     rewards: list[float | None]
     errors: int

@@ -93,7 +93,7 @@ def _failure(error: BaseException) -> Result:
 def serve(parent: Connection, lifeline: Connection, scoring: Scoring, time: tuple[float, float]) -> None:
     """Score batches of groups until the parent hangs up.
 
-    The first thing said is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
+    The first message is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
     for one answer, and how far over it this process goes before it ends itself.
     """
     _isolate()

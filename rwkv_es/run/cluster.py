@@ -155,7 +155,7 @@ class Cluster:
         return missing
 
     def lost_neighbours(self) -> list[int]:
-        """Return the ranks of this host that do not answer; the launcher has told all of them to end."""
+        """Return the ranks of this host that do not answer; the launcher has asked all of them to end."""
         return [rank for rank in self.lost(TERMINATED_S) if self.hosts[rank] == self.hosts[self.rank]]
 
     def _all_gather(self, tensor: Tensor) -> Tensor:

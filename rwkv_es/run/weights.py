@@ -1,4 +1,4 @@
-"""A run's folder where a model is asked for: the weights it has to offer, and what reads them."""
+"""A run's folder in the place of a model: the weights it has to offer, and what reads them."""
 
 from collections.abc import Mapping
 from pathlib import Path

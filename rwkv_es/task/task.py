@@ -36,7 +36,7 @@ PART, SYSTEM = Key.PART, Key.SYSTEM
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is a text that scores 1.0, "" where none is known; `meta` is for the scorer."""
+    """One question. `answer` is a text that scores 1.0, "" if none is known; `meta` is for the scorer."""
 
     prompt: str
     answer: str
@@ -157,7 +157,7 @@ def list_tasks() -> dict[str, str]:
 def load_task(name_or_path: str, data: str = "") -> Task:
     """Load a built-in task by its folder's name, or the user's own from a folder with task.py or a .py file.
 
-    A name or path may go on with `:argument` where the task's `problems` takes an argument.
+    A name or path may go on with `:argument` if the task's `problems` takes an argument.
 
     Raises:
         TaskError: no such task, it cannot be imported, or something is missing in it.

@@ -117,7 +117,7 @@ def of_greedy(judged: Judged) -> dict[str, list[float]]:
 
 
 def of_harness(task: Task, judged: Judged) -> dict[str, list[float]]:
-    """Return lm-evaluation-harness's two scores of every GSM8K problem; nothing where there are none."""
+    """Return lm-evaluation-harness's two scores of every GSM8K problem; nothing if there are none."""
     found: dict[str, list[float]] = {}
     for problem, text in zip(judged.problems, judged.texts, strict=True):
         if task.part_of(problem).name == GSM8K:

@@ -58,13 +58,13 @@ class Run(NamedTuple):
 
 
 class ResumePoint(NamedTuple):
-    """Where a run stands: what rank 0 reads in the folder, and the others are told."""
+    """Where a run stands: what rank 0 reads in the folder, and broadcasts to the others."""
 
     num_steps: int
     snapshot_step: int  # 0: no snapshot
     optimizer: dict[str, Any]  # of the snapshot
     steps: list[Step]  # taken since
-    held_out: float | None  # score of the weights after the last step, where that is known
+    held_out: float | None  # score of the weights after the last step, if that is known
 
 
 _UNKNOWN = ResumePoint(0, 0, {}, [], None)
@@ -167,7 +167,7 @@ def recorded(report: StepReport, update: Update, checked: str, seconds: float) -
 
 
 def agreed_checksum(run: Run) -> str:
-    """Return the checksum of the weights ("" where nobody asks for it); compare it with the others' now and then."""
+    """Return the checksum of the weights ("" if nobody asks for it); compare it with the others' now and then."""
     is_time = run.es.step % run.config.checksum_every == 0 or run.es.step == run.config.steps
     found = run.es.checksum() if is_time or run.cluster.is_leader else ""
     if is_time:
@@ -202,7 +202,7 @@ def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> lis
 
 
 def as_matrix(rewards: Sequence[float | None], config: Config, texts: Sequence[str] = ()) -> Tensor:
-    """Combine the samples: rewards in the order member, problem, sample -> (N,P) float64, NaN where all are missing."""
+    """Combine the samples: rewards in the order member, problem, sample -> (N,P) float64, NaN if all are missing."""
     votes = [vote(text) for text in texts] if config.objective == "maj" else []
     return combine(_floats(rewards).reshape(-1, config.prompts, config.samples), config.objective, votes)
 
@@ -215,7 +215,7 @@ def restore(run: Run) -> ResumePoint:
     """Bring the weights to the ledger's last step: the last snapshot, then the recorded fitness of the steps since.
 
     Raises:
-        CheckpointError: the rebuilt weights are not those that the ledger speaks of.
+        CheckpointError: the rebuilt weights are not those that the ledger records.
         ClusterError: the processes' weights differ.
     """
     snapshot = run.cluster.on_leader(lambda: run.ledger.latest_snapshot() if run.ledger is not None else None)
@@ -236,9 +236,9 @@ def _resume_point(ledger: Ledger, snapshot: Snapshot | None) -> ResumePoint:
 
 
 def keep(run: Run, score: float | None = None) -> bool:
-    """After a step: evaluate and snapshot where it is time to and not done yet. Returns whether the training is over.
+    """After a step: evaluate and snapshot if it is time to and not done yet. Returns whether the training is over.
 
-    score: the held-out score of these weights, where it is known.
+    score: the held-out score of these weights, if it is known.
     """
     score = evaluate_if_due(run) if score is None else score
     is_over = run.es.step >= run.config.steps or has_stalled(run)
@@ -272,7 +272,7 @@ def hold_out(run: Run) -> float:
 
 
 def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:
-    """Save the weights every so many steps, at the end, and where they are the best so far (`score`)."""
+    """Save the weights every so many steps, at the end, and if they are the best so far (`score`)."""
     step = run.es.step
     if run.ledger is None or not step:
         return
