@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rwkv_es.errors import TaskError
 from rwkv_es.task.task import Problem, tasks_folder
 
@@ -136,6 +134,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     try:
+        import numpy as np
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise TaskError(f"{file} needs an extra to be read: pip install rwkv-es[tasks]") from None
