@@ -1,6 +1,7 @@
 """The command line: parse the options of a verb, then import and run it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,8 +15,8 @@ from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
 from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.engine.batch import choose_blas_mode
-from rwkv_es.errors import ConfigError, RwkvEsError, Terminated
-from rwkv_es.run.launcher import under_launcher
+from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated
+from rwkv_es.run.launcher import LOST, said_once, under_launcher
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
@@ -40,22 +41,38 @@ MAIN_OPTION = {  # needs no flag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line. Returns the exit code: 0, 2 if there is something to mend, 130 or 143 if asked to end."""
+    """Run a command line. Returns the exit code: 0; 2: there is something to mend; 75: a process was lost; 130, 143."""
     argv = list(sys.argv[1:] if argv is None else argv)
     choose_blas_mode()
     try:
-        _dispatch(argv)
+        with under_launcher():  # from the first moment on, before torch is loaded
+            _say_what_fails(argv)
     except RwkvEsError as error:
-        print(f"rwkv-es: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return LOST if isinstance(error, ClusterError) else 2
     except KeyboardInterrupt as error:
-        hint = "; the same command, without --resume never, continues after the last finished step"
-        print(f"\nrwkv-es: stopped{hint if argv[:1] in (['train'], ['resume']) else ''}", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
     return 0
 
 
-def _dispatch(argv: Sequence[str]) -> None:
+def _say_what_fails(argv: Sequence[str]) -> None:
+    """Run a command line; say in one line why it ended before it was done."""
+    try:
+        with said_once():
+            training = _dispatch(argv)
+        if training is not None:
+            _train(training)  # in it processes meet, and know which one speaks
+    except RwkvEsError as error:
+        print(f"rwkv-es: {' '.join(str(error).split())}", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        hint = "; the same command, without --resume never, continues after the last finished step"
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nrwkv-es: stopped{hint if argv[:1] in (['train'], ['resume']) else ''}", file=sys.stderr)
+        raise
+
+
+def _dispatch(argv: Sequence[str]) -> Config | None:
+    """Run a command. Returns the options of a training, which is yet to be run."""
     verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if verb in ("--help", "-h"):
         print(_overview())
@@ -64,9 +81,10 @@ def _dispatch(argv: Sequence[str]) -> None:
     elif verb == "tasks":
         _tasks(rest)
     elif verb in OPTIONS:
-        _run(verb, rest)
+        return _run(verb, rest)
     else:
         raise ConfigError(f"there is no command {verb!r}; {nearest(verb, VERBS)}")
+    return None
 
 
 def _overview() -> str:
@@ -84,7 +102,7 @@ def _overview() -> str:
     )
 
 
-def _run(verb: str, argv: Sequence[str]) -> None:
+def _run(verb: str, argv: Sequence[str]) -> Config | None:
     given = vars(_parse(_verb_parser(verb), argv))
     is_dry_run = given.pop("dry_run", False)
     file = given.pop("config", "")
@@ -101,8 +119,11 @@ def _run(verb: str, argv: Sequence[str]) -> None:
         from rwkv_es.verbs.plan import dry_run
 
         dry_run(config)
-    else:
-        _verb(verb)(config)
+        return None
+    if verb in ("train", "resume"):
+        return config
+    _verb(verb)(config)
+    return None
 
 
 def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +151,6 @@ def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _verb(verb: str) -> Callable[[Config], Any]:
     """Import a verb's function: torch comes in here and not before."""
-    if verb in ("train", "resume"):
-        return _train
     if verb == "export":
         from rwkv_es.verbs.export import export
 
@@ -159,17 +178,16 @@ def _verb(verb: str) -> Callable[[Config], Any]:
 
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
-    with under_launcher():  # from the first moment on, before torch is loaded
-        from rwkv_es.verbs.export import export
-        from rwkv_es.verbs.report import write_report
-        from rwkv_es.verbs.train import train
+    from rwkv_es.verbs.export import export
+    from rwkv_es.verbs.report import write_report
+    from rwkv_es.verbs.train import train
 
-        folder = train(config)
-        if folder is None:  # rank 0 writes for all
-            return
-        if config.steps:
-            export(Config(run=str(folder)))
-        print(f"wrote {write_report(folder)}")
+    folder = train(config)
+    if folder is None:  # rank 0 writes for all
+        return
+    if config.steps:
+        export(Config(run=str(folder)))
+    print(f"wrote {write_report(folder)}")
 
 
 class _Parser(argparse.ArgumentParser):

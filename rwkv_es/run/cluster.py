@@ -4,32 +4,25 @@ Only this module imports torch.distributed, and only if there are several proces
 float64 per member and prompt goes round, and a few counters; weights go round once, when a run continues.
 """
 
-import atexit
 import hashlib
-import os
 import pickle
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from rwkv_es import __version__
-from rwkv_es.config.options import Config, to_dict
-from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated
+from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError
 from rwkv_es.model.checkpoint import Params
-from rwkv_es.run.launcher import on_sigterm
+from rwkv_es.run.launcher import has_store, on_sigterm
 
 ANSWER_S = 5.0  # how long after a failure the others may take to report that they are alive
 TERMINATED_S = 3.0  # the same, when the launcher ends all
-JOIN_S = 120.0  # how long processes wait at the start for all to be there
-_GRACE_S = 60.0  # our own time limit speaks before that of torch, which does not know names
+LISTEN_S = 0.25  # how often a process that waits for others looks whether one has met a mistake
 
 T = TypeVar("T")
 
@@ -154,6 +147,39 @@ class Cluster:
             return [0]
         return missing
 
+    def has_mistake(self) -> bool:
+        """Say whether another process has told that there is something to mend; it says what."""
+        from torch.distributed import distributed_c10d
+
+        try:
+            store = distributed_c10d._get_default_store()
+            found: bool = store.check(["mistake"])
+            if found:
+                store.set(f"silent-{self.rank}", "1")
+        except RuntimeError:  # the store went with its process
+            return False
+        return found
+
+    def speaks_of_mistake(self) -> bool:
+        """Tell the others that there is something to mend; say whether this process is the one to say what."""
+        from torch.distributed import distributed_c10d
+
+        silent = [f"silent-{rank}" for rank in range(self.size) if rank != self.rank]
+        deadline = time.monotonic() + ANSWER_S
+        try:
+            store = distributed_c10d._get_default_store()
+            if store.add("mistake", 1) > 1:
+                store.set(f"silent-{self.rank}", "1")
+                return False
+            # Without a launcher the store is in rank 0, which must not go before the others have looked.
+            while self.is_leader and not has_store() and time.monotonic() < deadline:
+                if store.check(silent):
+                    break
+                time.sleep(0.01)
+        except RuntimeError:  # the store went with its process
+            return True
+        return True
+
     def lost_neighbours(self) -> list[int]:
         """Return the ranks of this host that do not answer; the launcher has asked all of them to end."""
         return [rank for rank in self.lost(TERMINATED_S) if self.hosts[rank] == self.hosts[self.rank]]
@@ -178,18 +204,27 @@ class Cluster:
 
     def _finish(self, start: Callable[[], Any]) -> None:
         """Wait for an exchange in Python, where signals are heard. Raises ClusterError when somebody is lost."""
-        deadline, reason = time.monotonic() + self.timeout_s, f"no word for {self.timeout_s:g} s"
+        began, reason = time.monotonic(), f"no word for {self.timeout_s:g} s"
+        listened = began
         try:
             work = start()
-            while time.monotonic() < deadline:
+            while (now := time.monotonic()) < began + self.timeout_s:
                 if work.is_completed():
                     work.wait()
                     return
+                if now > listened + LISTEN_S:
+                    listened = now
+                    self._heed_mistake()
                 time.sleep(0.0005)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
+        self._heed_mistake()
         on_sigterm(signal.SIG_IGN)  # the launcher ends us soon anyway; first we say why
         raise ClusterError(self.fate(self.lost(ANSWER_S), reason))
+
+    def _heed_mistake(self) -> None:
+        if self.has_mistake():
+            raise SystemExit(2)
 
     def fate(self, lost: Sequence[int], reason: str = "") -> str:
         """Return what a person has to know about lost processes."""
@@ -203,67 +238,3 @@ class Cluster:
 def shard(count: int, rank: int, size: int) -> range:
     """Return a rank's part of `count` things: neighbours stay together, sizes differ by one at most."""
     return range(count * rank // size, count * (rank + 1) // size)
-
-
-@contextmanager
-def joined(config: Config) -> Iterator[Cluster]:
-    """Take part in what `accelerate launch` has started, if anything.
-
-    Raises:
-        ClusterError: another process cannot be reached, dies or hangs.
-        ConfigError: the processes were started with different options, or there are more than the population feeds.
-        Terminated: this process was asked to end.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Cluster()
-        return
-    cluster = _join(config)
-    try:
-        cluster.meet_(to_dict(config))
-        if config.population // 2 < cluster.size:
-            raise ConfigError(f"population {config.population} has too few mirrored pairs for {cluster.size} processes")
-        yield cluster
-        _leave()
-    except BaseException as error:
-        atexit.register(_end_at_once, error)
-        if isinstance(error, Terminated) and (lost := cluster.lost_neighbours()):
-            raise ClusterError(cluster.fate(lost)) from None
-        raise
-
-
-def _join(config: Config) -> Cluster:
-    from accelerate import PartialState
-    from torch import distributed
-    from torch.distributed import distributed_c10d
-
-    limit = timedelta(seconds=min(config.rank_timeout, JOIN_S))
-    before = on_sigterm(signal.SIG_DFL)  # waiting for the others is deaf to a Python handler
-    try:
-        is_cpu = config.device == "cpu" or not torch.cuda.is_available()
-        store, rank, size = next(distributed.rendezvous("env://", timeout=limit))
-        # The launcher's store outlives the processes: without a prefix, those started again meet addresses of the dead.
-        fresh = distributed.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        state = PartialState(cpu=is_cpu, timeout=limit, store=fresh, rank=rank, world_size=size)
-        distributed_c10d._set_pg_timeout(timedelta(seconds=config.rank_timeout + _GRACE_S), None)
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise ClusterError(f"the other processes cannot be reached at {where}: {str(error).splitlines()[0]}") from None
-    finally:
-        on_sigterm(before)
-    return Cluster(
-        state.process_index, state.num_processes, config.rank_timeout, "cpu" if is_cpu else str(state.device)
-    )
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    distributed.destroy_process_group()
-
-
-def _end_at_once(error: BaseException) -> None:
-    """End this process without torch's farewell, which would wait long for those that do not answer."""
-    codes: dict[type[BaseException], int] = {Terminated: 143, KeyboardInterrupt: 130}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(codes.get(type(error), 2 if isinstance(error, (RwkvEsError, SystemExit)) else 1))

@@ -23,7 +23,9 @@ from rwkv_es.model.weights import BASE
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
-from rwkv_es.run.cluster import Cluster, joined
+from rwkv_es.run.cluster import Cluster
+from rwkv_es.run.joining import joined, refuse_endless_starts
+from rwkv_es.run.launcher import tell_again
 from rwkv_es.run.ledger import Ledger
 from rwkv_es.run.snapshots import Snapshot
 from rwkv_es.run.tracker import open_tracker
@@ -109,6 +111,7 @@ def steady_everywhere(cluster: Cluster, session: Session) -> Session:
 def _go_on(run: Run) -> None:
     """Take the steps that are left."""
     past = restore(run)
+    run.cluster.on_leader(lambda: refuse_endless_starts(past.num_steps))
     if run.ledger is not None:
         print(
             f"continuing {run.ledger.folder} after step {past.num_steps}"
@@ -122,6 +125,7 @@ def _go_on(run: Run) -> None:
         while not is_over:
             run.cluster.place = f"step {run.es.step + 1}"
             take_step(run)
+            tell_again("step")
             is_over = keep(run)
 
 

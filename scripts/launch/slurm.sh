@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # 4 nodes x 8 GPUs under SLURM: sbatch scripts/launch/slurm.sh --model MODEL.pth --task gsm8k --run RUN ...
 # When a process dies, all are started anew; when a node is lost or the time is up, the job is queued again.
-# Either way the run continues after its last whole step, with the same bits.
+# Either way the run continues after its last whole step, with the same bits. A mistake (code 2) ends the job.
 #SBATCH --job-name=rwkv-es
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -34,7 +34,7 @@ export folder first
 job=$!
 wait "$job"
 code=$?
-if [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from places import ROOT
@@ -9,9 +10,10 @@ from places import ROOT
 AGAIN = ROOT / "scripts" / "launch" / "again"
 COMMAND = """#!/usr/bin/env bash
 printf '%s\\n' "$1" >>"$HERE/runs"
-codes=($CODES)
-[ "$(wc -l <"$HERE/runs")" != "$SLOW" ] || read -r -t 2.1 <> <(:) || true
-exit "${codes[$(wc -l <"$HERE/runs") - 1]}"
+count=$(wc -l <"$HERE/runs")
+codes=($CODES) words=($WORDS)
+[ "${words[count - 1]:--}" == - ] || echo "${words[count - 1]}" >>"$RWKV_ES_AGAIN"
+exit "${codes[count - 1]}"
 """
 
 
@@ -24,7 +26,7 @@ def again(tmp_path):
 
     def call(codes, **environment):
         path = f"{tmp_path}:{os.environ['PATH']}"
-        variables = {**os.environ, "PATH": path, "HERE": str(tmp_path), "CODES": codes, "SLOW": "", **environment}
+        variables = {**os.environ, "PATH": path, "HERE": str(tmp_path), "CODES": codes, "WORDS": "", **environment}
         argv = [str(AGAIN), "training", "one word", "--two"]
         done = subprocess.run(argv, env=variables, check=False, capture_output=True, text=True, timeout=30)
         return done, (tmp_path / "runs").read_text().splitlines()
@@ -43,17 +45,50 @@ def test_what_fails_starts_again_until_it_succeeds(again):
     assert done.stderr.count("starting again") == 2
 
 
-def test_what_fails_at_once_five_times_is_a_mistake_and_its_code_is_the_end(again):
+def test_five_failures_without_a_step_are_enough(again):
     done, runs = again("1 1 1 1 7 0")
     assert (done.returncode, len(runs)) == (7, 5)
 
 
-def test_failures_that_took_long_are_no_mistakes_however_many(again):
-    done, runs = again("1 1 1 1 1 1 1 0", QUICK="0")  # every failure comes later than that
-    assert (done.returncode, len(runs)) == (0, 8)
-
-
-@pytest.mark.slow  # of all that the script does, only this takes real seconds
-def test_a_failure_that_took_long_begins_the_count_anew(again):
-    done, runs = again("1 1 1 1 1 1 1 1 0", QUICK="2", SLOW="4")
+def test_a_step_begins_the_count_anew(again):
+    done, runs = again("1 1 1 1 1 1 1 1 0", WORDS="- - - step")
     assert (done.returncode, len(runs)) == (0, 9)
+    done, runs = again("1 1 1 1 1 1 1 1 1 0", WORDS=" ".join(["step"] * 9))
+    assert done.returncode == 0
+
+
+def test_a_mistake_ends_at_once_whatever_the_launcher_makes_of_its_code(again):
+    done, runs = again("1 1 0", WORDS="step mistake")
+    assert (done.returncode, len(runs)) == (2, 2)
+
+
+@pytest.mark.parametrize("code", [2, 126, 127, 130])
+def test_codes_that_would_come_again_end_at_once(again, code):
+    done, runs = again(f"75 {code} 0")
+    assert (done.returncode, len(runs)) == (code, 2)
+
+
+def test_a_training_tells_of_its_mistake_and_of_its_steps(again, tmp_path):
+    run = [
+        "--population",
+        "4",
+        "--prompts",
+        "1",
+        "--max-new",
+        "4",
+        "--eval-every",
+        "0",
+        "--steps",
+        "1",
+        "--threads",
+        "1",
+        "--tracker",
+        "none",
+    ]
+    told = tmp_path / "told"
+    told.touch()
+    environment = {**os.environ, "RWKV_ES_AGAIN": str(told), "OMP_NUM_THREADS": "1"}
+    for more in ([], ["--population", "7"]):
+        command = [sys.executable, "-m", "rwkv_es", "train", *run, "--run", str(tmp_path / "run"), *more]
+        subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
+    assert told.read_text() == "step\nmistake\n"

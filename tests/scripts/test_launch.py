@@ -1,15 +1,16 @@
 """The launch files: what the documented commands start, and what becomes of it when it is killed."""
 
 import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from places import ROOT
 
+from rwkv_es.run.launcher import SILENT_S
 from rwkv_es.run.ledger import read_steps
 
 LAUNCH = ROOT / "scripts" / "launch"
@@ -42,23 +43,17 @@ def test_the_launcher_starts_two_processes_that_log_to_tensorboard(tmp_path):
 @pytest.mark.slow
 def test_a_users_mistake_is_not_tried_again(tmp_path):
     (tmp_path / "file").write_text("")
+    began = time.monotonic()
     done = launch(tmp_path / "file" / "run")
+    assert time.monotonic() - began < SILENT_S, "no process waited for another to speak"
     assert done.returncode != 0
     assert done.stderr.count("rwkv-es: cannot write") == 1
 
 
-LAUNCHER = """
-import subprocess, sys
-child = "from rwkv_es import errors\\nfrom rwkv_es.run import launcher\\nwith launcher.under_launcher(): raise errors.{error}('what is wrong')"
-print(subprocess.run([sys.executable, "-c", child], env={{"TORCHELASTIC_RUN_ID": "1"}}).returncode, flush=True)
-"""
-
-
-@pytest.mark.parametrize("error, is_mistake", [("ConfigError", True), ("ClusterError", False)])
-def test_a_users_mistake_ends_the_launcher_and_the_loss_of_a_process_does_not(error, is_mistake):
-    done = outcome([sys.executable, "-c", LAUNCHER.format(error=error)], 60)
-    assert (done.returncode, done.stdout) == ((-signal.SIGTERM, "") if is_mistake else (0, "1\n"))
-    assert "what is wrong" in done.stderr
+def test_an_option_that_cannot_be_is_said_once_and_ends_the_launcher(tmp_path):
+    done = launch(tmp_path / "run", "--population", "7")
+    assert done.returncode != 0
+    assert done.stderr.count("population must be even") == 1
 
 
 def test_the_launch_files_are_understood_by_accelerate():
