@@ -158,16 +158,8 @@ def take_step(run: Run) -> None:
 
 def recorded(report: StepReport, update: Update, checked: str, seconds: float) -> Step:
     """Return the ledger's record of a step."""
-    return Step(
-        update.step,
-        report.rewards.tolist(),
-        update.fitness.tolist(),
-        update.sigma,
-        update.lr,
-        int(report.counted.read),
-        seconds,
-        checked,
-    )
+    rewards, fitness, tokens = report.rewards.tolist(), update.fitness.tolist(), int(report.counted.read)
+    return Step(update.step, rewards, fitness, update.sigma, update.lr, tokens, seconds, checked)
 
 
 def agreed_checksum(run: Run) -> str:

@@ -1,0 +1,44 @@
+"""`rwkv-es tasks`: the built-in tasks, and what one of them sends and pays."""
+
+from typing import Any
+
+from rwkv_es.config.options import Config
+from rwkv_es.errors import TaskError
+from rwkv_es.reward.adapters import Answer, load_scorer
+from rwkv_es.task.mixture import load_tasks
+from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of
+from rwkv_es.task.task import list_tasks
+
+
+def print_tasks() -> None:
+    """Print a line for each built-in task."""
+    for name, text in list_tasks().items():
+        print(f"{name:<16}{text}")
+
+
+def show_task(config: Config) -> None:
+    """Print the first problem (of a mixture: of every part) as it is sent, and what its answer scores."""
+    from rwkv_es.reward.worker import score_alone
+
+    task = load_tasks(config.task, config.data)
+    prompting = Prompting(config.template, config.system, config.shots)
+    scorer = load_scorer(task, config.reward, config.reward_signature)
+    problems = _problems_of(task)
+    for part in task.parts or (task,):
+        problem = next(problem for problem in problems if task.part_of(problem) is part)
+        result = score_alone(scorer, Answer(problem, problem.answer, token_ids=()))
+        print(f"{'<token 0>' if config.bos else ''}{prompt_of(task, problem, prompting)}")
+        ends = [f"before {string!r}" for string in stops_of(part, prompting)] + [f"after {end!r}" for end in part.ends]
+        print(f"--- ends {', '.join([*ends, 'at token 0'])}; at most {config.max_new or part.max_new} tokens")
+        opening = opening_of(part, prompting)
+        print(f"--- scored is {opening!r} and what follows" if opening else "--- scored is what follows", end="")
+        paid = f"scores {result.reward}" if not result.error else f"fails: {result.error.splitlines()[-1]}"
+        print(f"; the right answer ({paid}):\n{problem.answer}")
+
+
+def _problems_of(task: Any) -> Any:
+    """Return the training problems, or, if there are none (AIME), the test problems."""
+    try:
+        return task.problems("train")
+    except TaskError:
+        return task.problems("test")
