@@ -139,7 +139,7 @@ def _products(model: "Model") -> "Iterator[tuple[str, int, Callable[[Tensor], Te
 
 
 def _products_of(model: "Model", name: str) -> "Iterator[tuple[str, int, Callable[[Tensor], Tensor]]]":
-    from rwkv_es.model.weights import product
+    from rwkv_es.model.weights import precise_product, product
 
     matrix, scale = model.params[name], model.scales.get(name)
     if not name.endswith(".weight"):  # a low-rank parameter, used as x @ w
@@ -147,7 +147,8 @@ def _products_of(model: "Model", name: str) -> "Iterator[tuple[str, int, Callabl
         return
     width = matrix.shape[1]
     part = slice(max(MULTIPLES[0], _SAMPLE // width // 8 * 8))
-    yield name, width, partial(product, weight=matrix[part], scale=None if scale is None else scale[part])
+    made = precise_product if name == "head.weight" else product
+    yield name, width, partial(made, weight=matrix[part], scale=None if scale is None else scale[part])
     if scale is None and model.like.device.type == "cpu":
         yield name, width, partial(_added, matrix[part].t())
     if name == "head.weight" and scale is None:

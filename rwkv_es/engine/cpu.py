@@ -85,6 +85,8 @@ class FusedEngine:
     Rows are shared out to threads. Made by `running`.
     """
 
+    can_read_ahead = True
+
     def __init__(self, model: Model, factors: Factors | None, num_threads: int, row_multiple: int) -> None:
         self.model, self.row_multiple = model, row_multiple
         self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]

@@ -63,7 +63,8 @@ class Step(NamedTuple):
     """A step for one number of rows of one state, and how to make it."""
 
     rows: Rows
-    run: Work
+    run: Work  # kept when it is captured: a graph writes to all that it holds, and keeps none of it alive
+    repeat: Work | None  # the captured graph
     num_calls: int
 
 
@@ -91,30 +92,44 @@ def is_able(model: Model, factors: Factors | None) -> bool:
 class GpuEngine:
     """`model.forward` and `model.logits` for one set of factors, with the same results up to rounding.
 
-    Made by `running`. capture: takes a step's work and returns what repeats it; None: every step is made anew.
+    Made by `running`. num_rows: the most rows of a step; the memory between its products is allocated once for them.
+    capture: takes a step's work and returns what repeats it; None: every step is made anew.
     """
 
-    def __init__(self, model: Model, factors: Factors | None, capture: Callable[[Work], Work] | None) -> None:
-        self.model, self.capture = model, capture
+    can_read_ahead = False  # a text's tokens are not read at once with the bits of one by one
+
+    def __init__(
+        self, model: Model, factors: Factors | None, num_rows: int, capture: Callable[[Work], Work] | None
+    ) -> None:
+        self.model, self.capture, self.num_rows = model, capture, num_rows
         self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
         self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
-        self.memory: list[Tensor] = []
-        self.steps: dict[tuple[int, ...], Step] = {}
+        self.memory = [model.like.new_empty(num_rows * width) for width in self._widths()]
+        rank = max(noise.block.shape[1] for noise in self.noise)
+        self.coefficient = torch.zeros(num_rows, len(_kernels().MATRICES), rank, device=model.like.device)
+        self.steps: dict[tuple[int, bool], Step] = {}
+        self.state: State | None = None  # what the steps belong to
 
     def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
-        """Read one token per row, or all tokens with one row (without these kernels), as `model.forward` does."""
+        """Read one token per row, or all tokens with one row (without these kernels), as `model.forward` does.
+
+        Steps are kept for the rows of one state at a time: of another's, nothing is held any longer.
+        """
         if state.wkv.shape[1] < len(tokens):
             return forward(weights, arch, tokens, state)
-        key = (len(tokens), weights.factors is not None, *(part.data_ptr() for part in state))
+        if self.state is None or any(part.data_ptr() != held.data_ptr() for part, held in zip(state, self.state)):
+            self.steps.clear()
+            self.state = state
+        key = len(tokens), weights.factors is not None
         step = self.steps.get(key) or self._new_step(weights, len(tokens), state)
         if self.capture is not None and step.num_calls == CALLS_BEFORE_CAPTURE:
-            step = step._replace(run=self.capture(step.run))
+            step = step._replace(repeat=self.capture(step.run))
         self.steps[key] = step._replace(num_calls=step.num_calls + 1)
         step.rows.tokens.copy_(tokens)
         if weights.direction is not None and weights.sign is not None:
             step.rows.direction.copy_(weights.direction)
             step.rows.sign.copy_(weights.sign)
-        step.run()
+        (step.repeat or step.run)()
         return step.rows.out.clone()
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
@@ -126,6 +141,7 @@ class GpuEngine:
         tokens = torch.zeros(MULTIPLES[0], dtype=torch.int64, device=self.model.like.device)
         self.forward(Weights(self.model.params), self.model.arch, tokens, new_state(self.model, MULTIPLES[0]))
         self.steps.clear()
+        self.state = None
 
     def _new_step(self, weights: Weights, num_rows: int, state: State) -> Step:
         like, is_plain = self.model.like, weights.direction is None
@@ -133,7 +149,7 @@ class GpuEngine:
         sign, out = like.new_zeros(num_rows), like.new_empty(num_rows, self.model.arch.n_embd)
         weights = weights if is_plain else weights._replace(direction=numbers[1], sign=sign)
         rows = Rows(numbers[0], weights, numbers[1], sign, state, out)
-        return Step(rows, partial(self._run_, rows, self._scratch(num_rows)), 0)
+        return Step(rows, partial(self._run_, rows, self._scratch(num_rows)), None, 0)
 
     def _run_(self, rows: Rows, scratch: Scratch) -> None:
         kernels, mixed = _kernels(), scratch.work.mixed
@@ -147,17 +163,18 @@ class GpuEngine:
             _channel_mix_(x, layer, seen, scratch)
         rows.out.copy_(layer_norm(rows.weights, x, "ln_out"))
 
+    def _widths(self) -> tuple[int, ...]:
+        arch = self.model.arch
+        return 6 * arch.n_embd, 7 * arch.n_embd, arch.n_embd, *half_widths(self.model), arch.n_ffn
+
     def _scratch(self, num_rows: int) -> Scratch:
         """Return buffers for some rows, in the memory that every number of rows shares."""
-        arch, kernels = self.model.arch, _kernels()
-        widths = (6 * arch.n_embd, 7 * arch.n_embd, arch.n_embd, *half_widths(self.model), arch.n_ffn)
-        if not self.memory or len(self.memory[0]) < num_rows * widths[0]:  # earlier steps keep their own
-            self.memory = [self.model.like.new_empty(num_rows * width) for width in widths]
-        mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, widths))
-        work = kernels.Work(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
-        rank = max(noise.block.shape[1] for noise in self.noise)
-        coefficient = torch.zeros(num_rows, len(kernels.MATRICES), rank, device=self.model.like.device)
-        return Scratch(work, tuple(h.view(num_rows, -1) for h in halves), hidden.view(num_rows, -1), coefficient)
+        if num_rows > self.num_rows:
+            raise ValueError(f"the engine was made for {self.num_rows} rows at most; got {num_rows}")
+        mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, self._widths()))
+        work = _kernels().Work(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
+        views = tuple(half.view(num_rows, -1) for half in halves)
+        return Scratch(work, views, hidden.view(num_rows, -1), self.coefficient[:num_rows])
 
 
 def _time_mix_(x: Tensor, wkv: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
@@ -200,14 +217,15 @@ def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
 
 
 @contextmanager
-def running(model: Model, factors: Factors | None, *_: int) -> Iterator[GpuEngine]:
-    """Start the engine; on a GPU it compiles its kernels and captures graphs."""
+def running(model: Model, factors: Factors | None, num_rows: int) -> Iterator[GpuEngine]:
+    """Start the engine for steps of at most so many rows; on a GPU it compiles its kernels and captures graphs."""
+    num_rows = max(num_rows, MULTIPLES[0])
     device = model.like.device
     if device.type == "cpu":  # Triton's interpreter: nothing is compiled or captured
-        yield GpuEngine(model, factors, None)
+        yield GpuEngine(model, factors, num_rows, None)
         return
     with torch.cuda.device(device):  # Triton launches on the current one, wherever the tensors are
-        engine = GpuEngine(model, factors, partial(_capture, torch.cuda.graph_pool_handle()))
+        engine = GpuEngine(model, factors, num_rows, partial(_capture, torch.cuda.graph_pool_handle()))
         with announced("rwkv-es: compiling the GPU kernels, once on this machine ..."):
             engine.warm_up()
         yield engine
@@ -216,7 +234,8 @@ def running(model: Model, factors: Factors | None, *_: int) -> Iterator[GpuEngin
 def _capture(pool: Any, run: Work) -> Work:
     """Record the kernels of a step, which has run before, into a CUDA graph; return what repeats them.
 
-    The results of a graph are read before another one runs, so that all may share one pool of memory. Not yet measured.
+    The graph keeps nothing alive: whoever repeats it must hold `run`, and so the memory. The results of a graph are
+    read before another one runs, so that all may share one pool of memory. Not yet measured.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):

@@ -58,10 +58,14 @@ def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) 
     assert all(text.start >= 1 for text in texts)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
     with ExitStack() as stack:
+        num_rows = min(decoding.slots, len(texts))
+        decoding = decoding._replace(slots=num_rows)
         engines = [stack.enter_context(engine_of(model, decoding, None)) for model in models]
-        for first in range(0, len(order), decoding.slots):
-            group = order[first : first + decoding.slots]
-            readers = [_reader(engine, model, decoding, len(group)) for engine, model in zip(engines, models)]
+        readers = [_reader(engine, model, decoding) for engine, model in zip(engines, models)]
+        for first in range(0, len(order), max(num_rows, 1)):
+            group = order[first : first + num_rows]
+            for reader in readers:
+                reader.reset_()
             yield from _read([texts[i] for i in group], np.array(group), readers)
 
 
@@ -81,16 +85,19 @@ class _Reader(NamedTuple):
         weights, state = self.weights.rows(rows), self.state.rows(rows)
         return self.engine.forward(weights, self.model.arch, inputs, state)
 
+    def reset_(self) -> None:
+        """Put every row at the start of a text, in place."""
+        reset_rows_(self.state, self.weights, torch.arange(self.state.wkv.shape[1], device=self.model.like.device))
+
     def logits(self, x: Tensor, rows: np.ndarray) -> Tensor:
         """Apply the head to some rows of x (S,C): (n,V); products see a full multiple of rows."""
         whole = torch.as_tensor(np.resize(rows, self.padded(len(rows))), device=x.device)
         return self.engine.logits(self.weights.rows(whole), x[whole])[: len(rows)]
 
 
-def _reader(engine: Engine, model: Model, decoding: Decoding, num_rows: int) -> _Reader:
-    state, weights = new_state(model, decoding.padded(num_rows)), unperturbed(model)
-    reset_rows_(state, weights, torch.arange(decoding.padded(num_rows), device=model.like.device))
-    return _Reader(engine, model, weights, state, decoding.padded)
+def _reader(engine: Engine, model: Model, decoding: Decoding) -> _Reader:
+    state = new_state(model, decoding.padded(decoding.slots))
+    return _Reader(engine, model, unperturbed(model), state, decoding.padded)
 
 
 def _read(texts: Sequence[Text], names: np.ndarray, readers: Sequence[_Reader]) -> Iterator[Predicted]:

@@ -15,6 +15,7 @@ ROWS_AT_ONCE = MULTIPLES[0]  # slots come in multiples of this
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}  # fp32 numbers that an optimiser remembers per weight
 _FUSED = ("numba", "triton")  # engines that keep the factors a second time, side by side in bf16
+_FEWEST_SAVED = 16
 _ROWS_PER_BLOCK = 256  # of the CPU kernels
 _SLAB = 1 << 22  # entries of a matrix that are updated at once, and noise values drawn at once
 _FEWEST_DIRECTIONS = 64  # drawn at once
@@ -142,7 +143,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
         optimizer=4 * MOMENTS[load.optimizer] * sums.entries,
         factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
-        saved=load.saved_per_slot * load.slots * state,
+        saved=min(load.saved_per_slot * load.slots, most_saved(load.slots)) * state,
         packed=2 * pairs * sums.packed if load.engine in _FUSED else 0,
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
@@ -179,6 +180,11 @@ def most_slots(
 def state_bytes(arch: Arch, load: Load) -> int:
     """Return what a row's recurrent state takes, with the last token's activations that it keeps."""
     return arch.n_layer * arch.n_embd * (HEAD_SIZE * BYTES[load.state_dtype] + 2 * BYTES[load.dtype])
+
+
+def most_saved(slots: int) -> int:
+    """Return how many states of shared prefixes are saved at a time: a quarter of the slots, and no fewer than 16."""
+    return max(slots // 4, _FEWEST_SAVED)
 
 
 def is_int8(load: Load, name: str, shape: tuple[int, ...]) -> bool:

@@ -31,6 +31,8 @@ _NEEDS = {
 class Engine(Protocol):
     """What computes: `model.forward` is the reference, the others do the same faster."""
 
+    can_read_ahead: bool  # reading many tokens of one row at once has the bits of one after the other
+
     def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
         """Read one token per row, (S,) int64 -> (S,C); updates the state (S rows) in place. One row: (T,) tokens."""
 
@@ -87,7 +89,7 @@ def rollout(
     rows = _Rows(model, requests, decoding, factors)
     done: dict[int, Completion] = {}
     num_ticks = num_read = 0
-    with engine_of(model, decoding, factors) as engine:
+    with engine_of(model, decoding._replace(slots=pool.num_slots), factors) as engine:
         while not pool.is_done:
             rows.admit_(pool.admit())
             rows.forget_(pool.release())
@@ -118,7 +120,7 @@ def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iter
     is_able, running = ENGINES[name]
     if not is_able(model, factors):
         raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
-    with running(model, factors, decoding.threads, decoding.row_multiple) as engine:
+    with running(model, factors, decoding) as engine:
         yield engine
 
 
@@ -130,8 +132,8 @@ def _plain_torch(*_: object) -> Iterator[Engine]:
 # Each says whether it can run a model under some factors, and runs it for a way of decoding.
 ENGINES: dict[str, tuple[Callable[..., bool], Callable[..., AbstractContextManager[Engine]]]] = {
     "torch": (lambda model, factors: True, _plain_torch),
-    "numba": (cpu.is_able, cpu.running),
-    "triton": (gpu.is_able, gpu.running),
+    "numba": (cpu.is_able, lambda model, factors, d: cpu.running(model, factors, d.threads, d.row_multiple)),
+    "triton": (gpu.is_able, lambda model, factors, d: gpu.running(model, factors, d.padded(d.slots))),
 }
 
 
@@ -170,11 +172,11 @@ class _Rows:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
 
     def read_ahead_(self, engine: Engine, num_active: int) -> int:
-        """Where only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
+        """If only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
 
         The bits are those of token by token, the products larger. Returns the number of tokens read.
         """
-        if num_active > FEW_ROWS:
+        if num_active > FEW_ROWS or not engine.can_read_ahead or self.member.device.type != "cpu":
             return 0
         next_stop = np.where(self.next_fork < 0, self.num_prompt, self.next_fork)[:num_active]
         ahead = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD)

@@ -25,6 +25,8 @@ def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    if len(logits) == 1:  # a GPU sums a single row in another order than one of several
+        return sample(logits.expand(2, -1), sampling, counter.expand(2, -1))[:1]
     probability = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_k or sampling.top_p < 1:
         probability = _keep_likeliest(probability, sampling)

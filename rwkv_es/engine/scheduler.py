@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rwkv_es.engine.memory import most_saved
 from rwkv_es.engine.stops import Stops
 
 Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has read
@@ -42,8 +43,9 @@ class Pool:
     """Active slots are always the first ones: a leaver's place is taken by a row from the end.
 
     A prefix wanted by several requests is read by the first of them; the others wait until `publish` says that its
-    state was saved, then start from there. At most two states per slot are saved at a time (a header's, a prompt's).
-    Nothing here depends on timing: the same calls give the same order.
+    state was saved, then start from there. No more than `memory.most_saved` are saved or being read for others at a
+    time: where there is no room, a request reads all of its prompt by itself. Nothing here depends on timing: the same
+    calls give the same order.
     """
 
     def __init__(self, requests: Sequence[Request], num_slots: int) -> None:
@@ -60,6 +62,8 @@ class Pool:
                 self._sharing.setdefault(prefix, []).append(i)
         self._reading: dict[Prefix, list[int]] = {}  # prefix -> who waits for it
         self._saved: set[Prefix] = set()
+        self._unused: list[Prefix] = []  # saved, and nobody is left who could start from it
+        self._most_saved = most_saved(num_slots)
 
     @property
     def is_done(self) -> bool:
@@ -109,7 +113,7 @@ class Pool:
 
     def release(self) -> list[Prefix]:
         """Return the saved prefixes that nobody needs any more, and forget them."""
-        unused = [prefix for prefix in self._saved if not self._wanted[prefix]]
+        unused, self._unused = self._unused, []
         self._saved.difference_update(unused)
         return unused
 
@@ -123,8 +127,10 @@ class Pool:
         """Count the request off its prefixes, and announce those that it will read for others."""
         for prefix in prefixes(request):
             self._wanted[prefix] -= 1
+            if not self._wanted[prefix] and prefix in self._saved:
+                self._unused.append(prefix)
             is_longer = known is None or len(prefix[1]) > len(known[1])
-            if is_longer and self._wanted[prefix]:
+            if is_longer and self._wanted[prefix] and len(self._saved) + len(self._reading) < self._most_saved:
                 self._reading[prefix] = []
 
 

@@ -13,6 +13,7 @@ from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.model.wkv import wkv_
 from rwkv_es.noise.factors import StepNoise, sign
 
+can_read_ahead = True  # see `rollout.Engine`, whose reference this module is
 _LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
 
 
@@ -121,7 +122,7 @@ def forward(weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tenso
 
 def logits(weights: Weights, x: Tensor) -> Tensor:
     """Apply the LM head: x (S,C) -> (S,V) fp32."""
-    return weights.linear(x, "head.weight").float()
+    return weights.logits(x)
 
 
 def layer_norm(weights: Weights, x: Tensor, name: str, eps: float = 1e-5) -> Tensor:

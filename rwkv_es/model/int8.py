@@ -74,12 +74,17 @@ def linear(x: Tensor, matrix: Quantized) -> Tensor:
     """Return `x @ W.T`: x (S,i) -> (S,o), in the dtype of x. Beside the result, one block of rows of W is held."""
     num_out, num_in = matrix.values.shape
     y = x.new_empty(len(x), num_out)
-    blocks = list(row_blocks((num_out, num_in), _PRODUCT_BLOCK.get(x.device.type, _LARGE_BLOCK)))
+    blocks = product_blocks(matrix.values)
     buffer = x.new_empty(blocks[0].stop, num_in)
     for rows in blocks:
         block = buffer[: rows.stop - rows.start].copy_(matrix.values[rows])  # exact: 8 bits fit bf16
         torch.mm(x, block.t(), out=y[:, rows])
     return y.mul_(matrix.scale.to(x.dtype))
+
+
+def product_blocks(weight: Tensor) -> list[slice]:
+    """Cut a matrix (o,i) into blocks of rows that are converted to another dtype one at a time."""
+    return list(row_blocks((len(weight), weight.shape[1]), _PRODUCT_BLOCK.get(weight.device.type, _LARGE_BLOCK)))
 
 
 def embed(tokens: Tensor, matrix: Quantized, dtype: torch.dtype) -> Tensor:

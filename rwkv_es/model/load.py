@@ -1,5 +1,6 @@
 """A checkpoint made ready for the engines: the tensors as in the file, and a copy in the engine's dtype and place."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,11 @@ from rwkv_es.model.forward import Model
 from rwkv_es.model.header import resolve
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.tokenizer import Tokenizer, load_tokenizer
+
+_ROUNDED = (
+    "rwkv-es: {} is in fp16 and is held in bf16 on a GPU, rounded from 11 bits to 8; --dtype fp32 keeps them all, in "
+    "twice the memory"
+)
 
 
 class Loaded(NamedTuple):
@@ -50,11 +56,15 @@ def load_base(name: str, *, dtype: str, device: str, is_int8: bool, state: str =
         CheckpointError, ConfigError: see `load_model`.
     """
     place = _device(device)
+    if place.type == "cuda":
+        multiply_alike()
     path = resolve(name)
     base, arch = load(path)
     if state:
         base = {**base, **load_state(state, arch)}
     like = (place, _dtype(dtype, base["emb.weight"].dtype, place))
+    if dtype == "auto" and place.type != "cpu" and base["emb.weight"].dtype == torch.float16:
+        print(_ROUNDED.format(path), file=sys.stderr)
     return Loaded(path, base, _engine_copy(base, arch, like, is_int8)._replace(source=path))
 
 
@@ -79,8 +89,21 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
 
 
+def multiply_alike() -> None:
+    """Let a GPU add up every product in fp32 and in one piece, before the first of them.
+
+    Otherwise sums for few rows may be split up and their parts added in bf16: other bits in other company.
+    """
+    is_split_known = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+    choice = (False, False) if is_split_known else False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = choice
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Choose the engine's dtype: on a CPU fp32 unless bf16 is asked for; elsewhere the file's own."""
+    """Choose the engine's dtype: on a CPU fp32 unless bf16 is asked for; elsewhere the file's own, bf16 for fp16."""
     if name != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-    return torch.float32 if device.type == "cpu" or stored == torch.float16 else stored
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if stored == torch.float16 else stored

@@ -11,6 +11,8 @@ from rwkv_es.model import int8
 from rwkv_es.model.layout import Params
 from rwkv_es.noise.lowrank import low_rank
 
+_HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # since torch 2.8 or so, on GPUs
+
 
 class Factors(NamedTuple):
     """All members' factors of one step: drawn once, read at every token."""
@@ -55,6 +57,11 @@ class Weights(NamedTuple):
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
         return self.perturbed(product(x, self.params[name], self.scales.get(name)), x, name)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Apply the LM head: x (S,C) -> (S,V) fp32."""
+        name = "head.weight"
+        return self.perturbed(precise_product(x, self.params[name], self.scales.get(name)), x, name)
 
     def perturbed(self, y: Tensor, x: Tensor, name: str) -> Tensor:
         """Add each row's perturbation of a Linear's weight (o,i), where it is a target: y = x @ W.T (S,o) -> (S,o)."""
@@ -115,3 +122,18 @@ class Weights(NamedTuple):
 def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """Return `x @ W.T`: x (S,i), weight (o,i) -> (S,o); a weight held as int8 comes with its scale (o,)."""
     return functional.linear(x, weight) if scale is None else int8.linear(x, int8.Quantized(weight, scale))
+
+
+def precise_product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Return `x @ W.T` in fp32, never rounded to less: x (S,i), weight (o,i) -> (S,o).
+
+    Logits of bf16 would be multiples of 1/8 between 16 and 32: ties, and other likeliest tokens.
+    """
+    if scale is None and x.dtype == torch.float32:
+        return functional.linear(x, weight)
+    y = torch.empty(len(x), len(weight), device=x.device)
+    if scale is None and x.is_cuda and _HAS_OUT_DTYPE:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    for rows in int8.product_blocks(weight):
+        torch.mm(x.float(), weight[rows].float().t(), out=y[:, rows])
+    return y if scale is None else y.mul_(scale)

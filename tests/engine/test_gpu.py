@@ -1,10 +1,12 @@
 """The GPU kernels and their engine, value by value; on a machine without a GPU they run in Triton's interpreter."""
 
+import gc
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors, new_state, perturb, with_initial_state
 from rwkv_es.model.weights import Weights
-from rwkv_es.noise import factors
+from rwkv_es.noise import factors as noise_factors
+from rwkv_es.noise.targets import UNUSED
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -237,12 +240,15 @@ def test_square_relu_and_add_ffn_value(rank, dtype):
 
 @pytest.mark.parametrize("count", [1, 16, 37, 1100])
 def test_random_values_have_the_bits_of_the_torch_reference(count):
-    directions, key = torch.tensor([0, 3, 2**31 + 5], device=DEVICE), factors.hash_key("perturbation", 7, "a name")
-    counter, table = torch.tensor([2**31 + 9, *key], device=DEVICE), factors.normal_table(DEVICE)
+    directions, key = (
+        torch.tensor([0, 3, 2**31 + 5], device=DEVICE),
+        noise_factors.hash_key("perturbation", 7, "a name"),
+    )
+    counter, table = torch.tensor([2**31 + 9, *key], device=DEVICE), noise_factors.normal_table(DEVICE)
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.full((3, count), torch.nan, dtype=dtype, device=DEVICE)
         kernels.fill_from_table(out, directions, counter, table.to(dtype))
-        assert torch.equal(out.float(), factors.table_values(directions, (2**31 + 9, *key), 0, count))
+        assert torch.equal(out.float(), noise_factors.table_values(directions, (2**31 + 9, *key), 0, count))
 
 
 def test_the_matrices_are_those_of_the_cpu_kernels():
@@ -281,7 +287,7 @@ def test_a_perturbed_row_equals_float64_numpy_with_its_perturbation_written_out(
         plain, model = with_initial_state(plain), with_initial_state(model)
     members, tokens = [0, 1, 5, 4, 2], tokens_of(5, 2)
     factors, weights = perturbed(model, KINDS[kind], rank, members)
-    with gpu.running(model, factors) as engine:
+    with gpu.running(model, factors, 16) as engine:
         ours, _ = decode(engine, model, tokens, weights)
     for row, member in enumerate(members):
         params = written_out(plain, noise_of(plain, KINDS[kind], rank), member)
@@ -295,7 +301,7 @@ def test_states_and_logits_equal_the_torch_engine(tmp_path, n_layer, n_embd, row
     _, model = tiny(tmp_path, n_layer, n_embd)
     tokens, weights = tokens_of(rows, 2), Weights(model.params)
     expected, expected_state = decode(torch_engine, model, tokens, weights)
-    with gpu.running(model, None) as engine:
+    with gpu.running(model, None, 16) as engine:
         found, state = decode(engine, model, tokens, weights)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
     for part, expected_part in zip(state, expected_state):
@@ -311,19 +317,19 @@ def test_rows_of_one_state_may_be_read_without_and_with_their_perturbation(tmp_p
         pairs = zip((Weights(model.params), weights), tokens.T)
         return torch.stack([engine.forward(seen, model.arch, column, state) for seen, column in pairs])
 
-    with gpu.running(model, factors) as engine:
+    with gpu.running(model, factors, 16) as engine:
         found = outputs(engine)
     torch.testing.assert_close(found, outputs(torch_engine), rtol=0, atol=2e-5)
 
 
 def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
     _, model = tiny(tmp_path)
-    params = {n: tensor for n, tensor in model.params.items() if n not in factors.UNUSED}
+    params = {n: tensor for n, tensor in model.params.items() if n not in UNUSED}
     assert len(params) == len(model.params) - 3
-    with gpu.running(model, None) as engine:
+    with gpu.running(model, None, 16) as engine:
         expected, _ = decode(engine, model, tokens_of(5, 2), Weights(model.params))
     without = model._replace(params=params)
-    with gpu.running(without, None) as engine:
+    with gpu.running(without, None, 16) as engine:
         assert torch.equal(decode(engine, without, tokens_of(5, 2), Weights(params))[0], expected)
 
 
@@ -334,7 +340,7 @@ def test_bf16_weights_lose_no_more_than_in_torch(tmp_path, rank):
     members, tokens = [0, 1, 5, 4, 2], tokens_of(5, 3)
     factors, weights = perturbed(model, {"matrices": 1.0}, rank, members)
     by_torch, _ = decode(torch_engine, model, tokens, weights)
-    with gpu.running(model, factors) as engine:
+    with gpu.running(model, factors, 16) as engine:
         ours, state = decode(engine, model, tokens, weights)
     assert state.att_shift.dtype == torch.bfloat16 and state.wkv.dtype == torch.float32
     made = noise_of(plain, {"matrices": 1.0}, rank)
@@ -349,7 +355,7 @@ def test_a_rows_bits_depend_neither_on_its_place_nor_on_its_company(tmp_path):
     members, tokens = torch.arange(16) % 6, tokens_of(16, 2)
     factors, weights = perturbed(model, {"matrices": 1.0}, 1, members.tolist())
     chosen = torch.tensor([9, 3, 15, 0, 6, 12, 4, 1])
-    with gpu.running(model, factors) as engine:
+    with gpu.running(model, factors, 16) as engine:
         expected, _ = decode(engine, model, tokens, weights)
         found, _ = decode(engine, model, tokens[chosen], perturb(model, factors, members[chosen].to(DEVICE)))
     assert torch.equal(found, expected[chosen.to(DEVICE)])
@@ -363,45 +369,66 @@ class NothingWaits(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_captured_step_sees_new_tokens_members_and_states(tmp_path, monkeypatch):
-    """A graph repeats its work on the same memory: what changes between ticks must be written there."""
+def capture_that_keeps_nothing(run):
+    """What a CUDA graph is: it repeats its work on the same memory, and keeps none of that alive."""
+    work = weakref.ref(run)
+
+    def replay():
+        assert work() is not None, "the memory that the graph writes to was given back"
+        with NothingWaits():
+            work()()
+
+    return replay
+
+
+def test_a_captured_step_sees_new_tokens_members_and_states_and_its_memory_lives_on(tmp_path, monkeypatch):
+    """What changes between ticks must be written to the memory that the graph reads."""
     monkeypatch.setattr(gpu, "CALLS_BEFORE_CAPTURE", 1)
     _, model = tiny(tmp_path, 1)
-    factors, first = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 1, [0, 1, 5, 4, 2, 3, 0, 1])
-    _, later = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 1, [5, 2, 1, 1, 0, 3, 4, 0])
+    perturbs = {"matrices": 1.0, "emb.weight": 1.0}
+    factors, first = perturbed(model, perturbs, 1, [0, 1, 5, 4, 2, 3, 0, 1])
+    _, later = perturbed(model, perturbs, 1, [5, 2, 1, 1, 0, 3, 4, 0])
     captured = []
 
-    def capture(run):
-        captured.append(run)
-
-        def replay():
-            with NothingWaits():
-                run()
-
-        return replay
-
     def outputs(engine):
-        states, found = [new_state(model, 8), new_state(model, 16).rows(slice(8))], []
-        for t, tokens in enumerate(tokens_of(8, 4).T):
-            found += [engine.forward(first if t < 2 else later, model.arch, tokens, state) for state in states]
-        return torch.stack(found), states
+        state, found = new_state(model, 16), []
+        for t, tokens in enumerate(tokens_of(8, 6).T):
+            weights = first if t < 3 else later
+            found.append(engine.forward(weights, model.arch, tokens, state.rows(slice(8))))
+            gc.collect()
+        return torch.stack(found), state
 
-    expected, expected_states = outputs(torch_engine)
-    with gpu.running(model, factors) as engine:
-        engine.capture = capture if not HAS_GPU else engine.capture
-        found, states = outputs(engine)
-    assert HAS_GPU or len(captured) == 2
+    expected, expected_state = outputs(torch_engine)
+    with gpu.running(model, factors, 16) as engine:
+        if not HAS_GPU:
+            engine.capture = lambda run: captured.append(1) or capture_that_keeps_nothing(run)
+        found, state = outputs(engine)
+    assert HAS_GPU or len(captured) == 1
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-    for state, expected_state in zip(states, expected_states):
-        torch.testing.assert_close(state.wkv, expected_state.wkv, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(state.wkv, expected_state.wkv, rtol=1e-4, atol=2e-5)
 
 
-def test_more_rows_than_before_leave_the_memory_of_earlier_steps_alone(tmp_path):
+def test_all_numbers_of_rows_work_in_memory_that_is_allocated_once(tmp_path):
     _, model = tiny(tmp_path, 1)
-    engine = gpu.GpuEngine(model, None, None)
-    few, more = engine._scratch(8), engine._scratch(16)
-    again = engine._scratch(8)
-    assert few.work.mixed.data_ptr() != more.work.mixed.data_ptr() == again.work.mixed.data_ptr()
+    engine = gpu.GpuEngine(model, None, 16, None)
+    pointers = {engine._scratch(rows).work.mixed.data_ptr() for rows in (8, 16, 8)}
+    assert len(pointers) == 1
+    with pytest.raises(ValueError, match="made for 16 rows at most; got 24"):
+        engine._scratch(24)
+
+
+def test_nothing_is_held_of_a_state_that_another_one_follows(tmp_path):
+    """Texts are read group by group, rollouts follow one another: each former state must go."""
+    _, model = tiny(tmp_path, 1)
+    with gpu.running(model, None, 8) as engine:
+        shifts = []
+        for _ in range(3):
+            state = new_state(model, 8)
+            engine.forward(Weights(model.params), model.arch, tokens_of(8, 1)[:, 0], state)
+            shifts.append(weakref.ref(state.att_shift))
+            del state
+            gc.collect()
+    assert [shift() is None for shift in shifts] == [True, True, False]
 
 
 def test_completions_equal_the_torch_engine(tmp_path):
@@ -439,7 +466,11 @@ ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942":
 def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, architecture):
     """With the engine's own arguments, down to machine code; `python tests/test_gpu.py sm_90` lists them."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     command = [sys.executable, __file__, architecture]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -484,7 +515,9 @@ def compile_all(architecture):
         for dtype, rank in ((torch.float32, 1), (torch.bfloat16, 4)):
             model = make_model(Path(folder), 2, 192, 48, dtype=dtype)
             factors, weights = perturbed(model, {"matrices": 1.0}, rank, [0, 1, 5, 4, 2, 2, 3, 0])
-            gpu.GpuEngine(model, factors, None).forward(weights, model.arch, tokens_of(8, 1)[:, 0], new_state(model, 8))
+            gpu.GpuEngine(model, factors, 8, None).forward(
+                weights, model.arch, tokens_of(8, 1)[:, 0], new_state(model, 8)
+            )
     kernels.fill_from_table(
         torch.empty(1, 100), torch.zeros(1, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.empty(256)
     )

@@ -57,3 +57,12 @@ def test_a_row_depends_on_its_logits_and_counter_alone():
 @pytest.mark.parametrize("logits", [[0.0, float("-inf"), float("-inf")], [200.0, -200.0, 0.0]])
 def test_impossible_tokens_are_never_chosen(logits):
     assert frequencies(logits, Sampling(temperature=1.0))[1] == 0
+
+
+def test_a_single_row_is_summed_with_another_one(monkeypatch):
+    """A GPU sums one row in another order than several."""
+    logits, sampling, seen = torch.randn(1, 9), Sampling(temperature=1.0), []
+    cumsum = torch.Tensor.cumsum
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: seen.append(len(x)) or cumsum(x, dim))
+    assert sample(logits, sampling, counters(1)).shape == (1,)
+    assert seen == [2]

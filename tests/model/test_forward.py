@@ -8,7 +8,7 @@ import torch
 from checkpoints import random_params
 
 from rwkv_es.engine import cpu
-from rwkv_es.model import checkpoint
+from rwkv_es.model import checkpoint, int8
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import (
     Model,
@@ -147,6 +147,18 @@ def test_bf16_weights_keep_an_fp32_state(tmp_path):
     exact = decode(Model({name: tensor.float() for name, tensor in model.params.items()}, model.arch), tokens)
     relative = (decode(model, tokens) - exact).norm() / exact.norm()
     assert relative < 0.06  # bf16 carries 8 bits: errors of 0.002 a rounding, hundreds of them in a row
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_logits_of_bf16_weights_are_not_rounded_to_bf16(is_int8):
+    """Products of bf16 numbers are exact in fp32; near 20 bf16 knows eighths only."""
+    head, x = random_params(1, 64, 48)["head.weight"].bfloat16(), 20 * torch.randn(8, 64).bfloat16()
+    matrix = int8.quantize(head) if is_int8 else int8.Quantized(head, None)
+    weights = Weights({"head.weight": matrix.values}, scales={"head.weight": matrix.scale} if is_int8 else {})
+    exact = x.double() @ (int8.dequantize(matrix) if is_int8 else head).double().t()
+    found = weights.logits(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 
 
 def test_the_forward_pass_knows_no_device(tmp_path):
