@@ -76,6 +76,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
     values = {name: value for name, value in vars(options).items() if name not in _OF_MAKE}
     config = Config(**values, slots=options.population * options.prompts)
     peak, clock, seconds = Peak(), [time.perf_counter()], {}
+    cpu_s = 0.0
 
     def lap(name: str) -> None:
         peak.lap(name)
@@ -87,6 +88,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
     lap("load")
     problems = session.task.problems("train")[: config.prompts]
     for _ in range(config.steps):
+        cpu_s = time.thread_time()
         members = es.ask()
         answers = answer(session, problems, members)
         lap("generate")
@@ -94,6 +96,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         lap("update")
         checked = es.checksum()
         lap("checksum")
+    cpu_s = time.thread_time() - cpu_s
     held = {
         "weights_bytes": sum(map(num_bytes, [*es.model.params.values(), *es.model.scales.values()])),
         "master_bytes": sum(map(num_bytes, es.updater.master.values())),
@@ -112,6 +115,7 @@ def take_step(options: argparse.Namespace) -> dict[str, Any]:
         "peak_with_file_bytes": rss("VmHWM"),
         "peaks_bytes": peak.laps,
         "seconds": seconds,
+        "cpu_seconds": round(cpu_s, 2),  # of this thread, in the last step
         "ticks": answers.rollout.num_ticks,
         "tokens_read": answers.rollout.num_read,
         "prompt_tokens": round(sum(len(encode_prompt(session, problem)) for problem in problems) / len(problems), 1),

@@ -82,8 +82,11 @@ def here(wanted: str = "auto") -> tuple[int, Device]:
     if not found:
         return 1, Device("this CPU", "cpu", available_memory())
     name, mib = found[0]
-    known = next((gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name.lower().replace(" ", "")), None)
-    known = known if known and abs(known.memory / _MIB - mib) < 0.1 * mib else Device(name, "cuda", 0)
+    plain = name.lower().replace(" ", "")
+    alike = [
+        gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in plain and abs(gpu.memory / _MIB - mib) < 0.1 * mib
+    ]
+    known = max(alike, key=lambda gpu: len(gpu.name), default=Device(name, "cuda", 0))  # an L40S is no L4
     return len(found), known._replace(name=name, memory=mib * _MIB)
 
 

@@ -18,7 +18,8 @@ from rwkv_es.model.header import Header, describe
 from rwkv_es.model.layout import expected_shapes
 from rwkv_es.noise.targets import Target
 
-WORKER_MEASURED = 45_000_000  # bytes of a process that scores answers: Python and a built-in task
+WORKER_MEASURED = 20_000_000  # bytes of a process that scores answers: Python and a built-in task, not what it imports
+_HOST_BANDWIDTH = 7e9  # bytes a second between a GPU and pageable memory of its host
 _WIRE_COUNTERS, _WIRE_REWARDS = 100, 240  # bytes of a process and step besides the rewards; with --reward
 
 
@@ -86,7 +87,7 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
     load = load._replace(slots=max(in_flight, 1))
     if config.measure:
         device = _measured(header, targets, load, asked, device)
-    is_timed = device.flops > 0 and device.bandwidth > 0
+    memory = needed(header.arch, targets, load)
     return Plan(
         config=config,
         header=header,
@@ -95,10 +96,10 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
         targets=targets,
         load=load,
         asked=asked,
-        memory=needed(header.arch, targets, load),
+        memory=memory,
         most=most,
         widest=widest,
-        times=times(header.arch, targets, load, asked, device) if is_timed else None,
+        times=_times(header, targets, load, asked, device) if device.flops and device.bandwidth else None,
     )
 
 
@@ -208,6 +209,15 @@ def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, q
     if kind == "cuda":
         return "triton"
     return "numba" if dtype == "fp32" else "torch"
+
+
+def _times(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Times:
+    """Return how long a step takes; masters that a GPU has no place for come and go in the update."""
+    found = times(header.arch, targets, load, asked, device)
+    if load.device == "cpu" or needed(header.arch, targets, load).masters:
+        return found
+    masters = needed(header.arch, targets, load._replace(device="cpu", engine="torch")).masters
+    return found._replace(update_s=found.update_s + 2 * masters / _HOST_BANDWIDTH)
 
 
 def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Device:

@@ -10,7 +10,7 @@ from rwkv_es.model.layout import Arch, expected_shapes
 from rwkv_es.noise.targets import Target
 
 _ACTIVATIONS = 40  # numbers of length C that a layer's kernels read and write between its products, for a row
-_OVER_FLOOR = 1.25  # GPU, predicted: what kernels lose that wait for each other
+_OVER_FLOOR = {"triton": 1.4, "torch": 4.0}  # GPU, predicted: kernels wait for each other; torch reads states 8 times
 _PRODUCTS_PER_UPDATE = 2  # in bf16, for the two halves of the fitness: the sum is fp32
 _UPDATE_BYTES = 24  # of a weight that is moved: the sum in fp32 three times, the weight itself
 
@@ -83,20 +83,23 @@ def work(arch: Arch, targets: Mapping[str, Target], load: Load, rows_per_member:
     )
 
 
-def tick(done: Work, device: Device) -> Tick:
+def tick(done: Work, device: Device, engine: str) -> Tick:
     """Return how long a tick takes on a device whose rates are known."""
-    over = 1.0 if device.is_measured else _OVER_FLOOR
-    all_flops = done.block_flops + done.head_flops
-    products = max(all_flops / device.flops, done.weight_bytes / device.bandwidth) * over
-    of_head = done.head_flops / all_flops
-    head = of_head * products + done.logit_bytes / device.bandwidth * over
-    return Tick((1 - of_head) * products, done.other_bytes / device.bandwidth * over, head, device.tick_s)
+    over = 1.0 if device.is_measured else _OVER_FLOOR.get(engine, 1.0)
+    loading = done.weight_bytes / (done.block_flops + done.head_flops) / device.bandwidth  # seconds an operation
+    each = (1 / device.flops if device.is_measured else max(1 / device.flops, loading)) * over
+    if device.head_flops:
+        head = done.head_flops / device.head_flops
+    else:
+        head = done.head_flops * each + done.logit_bytes / device.bandwidth * over
+    return Tick(done.block_flops * each, done.other_bytes / device.bandwidth * over, head, device.tick_s)
 
 
 def times(arch: Arch, targets: Mapping[str, Target], load: Load, asked: Asked, device: Device) -> Times:
     """Return how long a step takes; every answer is as long as it may be."""
     here = -(-asked.answers // load.processes)
-    one = tick(work(arch, targets, load._replace(slots=min(load.slots, here)), asked.rows_per_member), device)
+    done = work(arch, targets, load._replace(slots=min(load.slots, here)), asked.rows_per_member)
+    one = tick(done, device, load.engine)
     turns = max(1.0, here / load.slots)  # slots are refilled at once
     num_reading = asked.prompt_tokens - 1  # the last token of a prompt already gives logits
     generate = turns * (num_reading * one.reading + asked.new_tokens * one.writing)
@@ -111,4 +114,4 @@ def update(targets: Mapping[str, Target], load: Load, device: Device) -> float:
         return entries / device.updates
     rank = max(target.rank for target in targets.values())
     flops = 2 * _PRODUCTS_PER_UPDATE * (load.population // 2) * rank  # a weight: its sum over all directions
-    return entries * (flops / device.flops + _UPDATE_BYTES / device.bandwidth) * _OVER_FLOOR
+    return entries * (flops / device.flops + _UPDATE_BYTES / device.bandwidth)

@@ -35,19 +35,21 @@ def test_a_tick_by_hand():
         other_bytes=2 * 16 * 2 * (128 * 64 * 4 + 2 * 128 * 4) + 1 * 13_088 * 4 + 16 * 2 * 40 * 128 * 4,
         logit_bytes=2 * 16 * 1000 * 4,
     )
-    found = tick(Work(2e9, 1e9, 1e7, 3e7, 1e7), SIMPLE)
+    found = tick(Work(2e9, 1e9, 1e7, 3e7, 1e7), SIMPLE, "numba")
     assert found.products == pytest.approx(2.0)
     assert found.others == pytest.approx(0.3)
     assert found.reading == pytest.approx(2.3)
     assert found.writing == pytest.approx(2.3 + 1.0 + 0.1)
-    few_rows = tick(Work(2e6, 1e6, 1e9, 0, 0), SIMPLE)  # bound by reading the weights
+    few_rows = tick(Work(2e6, 1e6, 1e9, 0, 0), SIMPLE._replace(is_measured=False), "numba")  # bound by the weights
+    head = tick(Work(2e9, 1e9, 1e7, 3e7, 1e7), SIMPLE._replace(head_flops=4e9), "numba").head  # the measured rate
+    assert head == pytest.approx(0.25)
     assert few_rows.products + few_rows.head == pytest.approx(10.0)
 
 
 def test_a_step_by_hand():
     targets, load = targets_of(SMALL, {"matrices": 1.0}, 1), Load(16, 8, processes=2)
     asked = Asked(answers=64, prompt_tokens=5, new_tokens=3, rows_per_member=8)
-    one = tick(work(SMALL, targets, load, 8), SIMPLE)
+    one = tick(work(SMALL, targets, load, 8), SIMPLE, "numba")
     found = times(SMALL, targets, load, asked, SIMPLE._replace(updates=411_648.0))
     assert found.generate_s == pytest.approx(2 * (4 * one.reading + 3 * one.writing))  # 32 answers in 16 slots
     assert found.tokens_per_s == pytest.approx(64 * 8 / found.generate_s)
@@ -99,6 +101,9 @@ def test_this_machines_gpus_are_found_by_nvidia_smi(tmp_path, monkeypatch):
     assert here("cpu")[1].kind == "cpu"
     tool.write_text("#!/bin/sh\necho 'NVIDIA Something 1, 4000'\n")
     assert here() == (1, Device("NVIDIA Something 1", "cuda", 4000 << 20))
+    for name, memory, known in [("NVIDIA L40S", 46068, "l40s-48"), ("NVIDIA A100-SXM4-80GB", 81251, "a100-80")]:
+        tool.write_text(f"#!/bin/sh\necho '{name}, {memory}'\n")
+        assert here()[1].bandwidth == GPUS[known].bandwidth
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert here()[1].kind == "cpu"
     assert available_memory() > 1 << 20
@@ -112,5 +117,5 @@ def test_measured_rates_give_back_the_time_that_was_measured():
     found = measure(SMALL, targets, load, 2, Device("this CPU", "cpu", 10**9))
     assert found.is_measured
     assert min(found.flops, found.bandwidth, found.head_flops, found.updates) > 0
-    one = tick(work(SMALL, targets, load, 2), found)
+    one = tick(work(SMALL, targets, load, 2), found, "torch")
     assert 1e-6 < one.products < 1 and 1e-6 < one.others < 1 and 1e-6 < one.head < 1
