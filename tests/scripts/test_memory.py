@@ -171,6 +171,19 @@ def test_a_step_holds_what_was_planned(tmp_path, options):
     assert abs(found["planned_over"]) < 0.1
 
 
+@pytest.mark.slow
+def test_a_plan_is_compared_with_the_step_itself(tmp_path):
+    def script(name, *arguments):
+        command = [sys.executable, str(SCRIPTS / name), str(tmp_path / "model.pth"), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    script("memory_step.py", "--make", "--layers", "12", "--dim", "768", "--ranks", "64", "64", "32", "128")
+    options = ("--dtype", "bf16", "--population", "32", "--prompts", "2", "--max-new", "4")
+    found = json.loads(script("check_plan.py", *options, "--turns", "1"))
+    assert abs(found["memory"] - 1) < 0.1
+    assert 0.4 < found["time"] < 2.5  # seconds of a machine that others may share; the log has closer figures
+
+
 def test_rows_that_move_are_copied_a_layer_at_a_time():
     params = random_params(8, 256, 64)
     model = Model(params, Arch(8, 256, 4, 64, 64, 1024, 8, 8, 8, 16))
