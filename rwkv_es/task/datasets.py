@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -12,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.errors import TaskError
+from rwkv_es.task.held_out import HELD_OUT_YEARS, Fingerprints, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 QUESTION_FIELDS = ("prompt", "question", "problem")
-HELD_OUT_YEARS = (2024, 2025)  # of AIME: kept for evaluation alone
-MAX_LABEL_CHARS = 80
-_YEARS = "|".join(map(str, HELD_OUT_YEARS))
-_HELD_OUT_LABEL = re.compile(rf"aime\D{{0,12}}(?:{_YEARS})|(?:{_YEARS})\D{{0,3}}aime", re.IGNORECASE)
 
 Row = Mapping[str, Any]
 
@@ -74,17 +70,15 @@ def fetch_rows(name: str, config: str, split: str) -> Iterator[tuple[str, Row]]:
 
 
 def refuse_held_out(where: str, row: Row) -> None:
-    """Refuse to train on a problem of AIME 2024 or 2025, known by its text or by what the row says of itself.
+    """Refuse to train on a problem of AIME 2024 or 2025, known by a text in the row or by what it says of itself.
 
     Raises:
         TaskError: it is one.
     """
-    for name in QUESTION_FIELDS:
-        if isinstance(question := row.get(name), str) and question_hash(question) in aime_keys():
-            key = aime_keys()[question_hash(question)]
+    for text in {text for _, text in texts_of(row)}:
+        if (key := aime_keys().get(question_hash(text))) is not None:
             raise TaskError(f"{where} is {key['id']}, which is held out for evaluation; leave it out of training data")
-    labels = [v for v in row.values() if isinstance(v, str) and len(v) <= MAX_LABEL_CHARS]
-    if any(_HELD_OUT_LABEL.search(label) for label in labels):
+    if says_held_out(row):
         years = " and ".join(map(str, HELD_OUT_YEARS))
         raise TaskError(f"{where} says that it is of AIME {years}, held out for evaluation; leave it out")
 
@@ -97,8 +91,17 @@ def aime_keys() -> Mapping[str, Row]:
 
 
 def question_hash(question: str) -> str:
-    """Return the sha256 of a question without its white space."""
-    return hashlib.sha256("".join(question.split()).encode("utf-8", "surrogatepass")).hexdigest()
+    """Return the sha256 of a question without its white space; of one of AIME 2024 and 2025, the hash in its key.
+
+    These are told in the spellings of all the usual sources, and where they stand in a longer text.
+    """
+    own = hashlib.sha256("".join(question.split()).encode("utf-8", "surrogatepass")).hexdigest()
+    return own if own in aime_keys() else _fingerprints().find(question) or own
+
+
+@lru_cache(maxsize=1)
+def _fingerprints() -> Fingerprints:
+    return Fingerprints({name: key.get("fingerprints", ()) for name, key in aime_keys().items()})
 
 
 def _data_file(data: str, split: str) -> Path:

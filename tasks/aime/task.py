@@ -44,8 +44,8 @@ def _held_out(row: Mapping[str, Any]) -> Problem:
     key = datasets.aime_keys().get(datasets.question_hash(row["question"]))
     if key is None:
         raise ValueError(
-            "the question is none of AIME 2024 and 2025 (compared without white space by its sha256); "
-            "is the text complete and in LaTeX as published?"
+            "the question is none of AIME 2024 and 2025 (told by its words and digits, however its formulas are set); "
+            "is the text complete and in English as published?"
         )
     if row.get("answer") is not None and extract(str(row["answer"])) != int(key["answer"]):
         raise ValueError(f"the answer {row['answer']!r} is not the key's for {key['id']}")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from rwkv_es.errors import TaskError
 from rwkv_es.task import datasets
 from rwkv_es.task.datasets import aime_keys, fetch_rows, question_hash, read_rows
+from rwkv_es.task.held_out import Fingerprints, fingerprint
 
 SECRET = "Find the number of  pairs\n(a, b)."
 
@@ -31,7 +33,8 @@ def test_the_keys_are_those_of_sixty_problems_without_any_text():
     assert len(keys) == 60
     assert {key["id"][:9] for key in keys.values()} == {"aime-2024", "aime-2025"}
     assert all(0 <= int(key["answer"]) <= 999 and len(hash_) == 64 for hash_, key in keys.items())
-    assert all(set(key) == {"id", "answer", "question_sha256_nows"} for key in keys.values())
+    assert all(set(key) == {"id", "answer", "question_sha256_nows", "fingerprints"} for key in keys.values())
+    assert all(re.fullmatch("(?:[0-9a-f]{8}){12,}", digits) for key in keys.values() for digits in key["fingerprints"])
 
 
 def test_a_hash_does_not_see_white_space():
@@ -45,6 +48,96 @@ def test_a_held_out_problem_is_refused_in_training_by_its_text(tmp_path, keys, n
     with pytest.raises(TaskError, match=r"line 2 is aime-2024-I-99, which is held out"):
         list(read_rows(data, "train"))
     assert len(list(read_rows(write(tmp_path, "test", **{name: SECRET}), "test"))) == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [{"role": "user", "content": SECRET}]},
+        {"prompt": "q", "extra_info": {"index": 3, "question": SECRET}},
+        {"prompt": "q", "conversations": [[{"from": "human", "value": SECRET}], "x"]},
+        {"prompt": "q", "raw_problem": SECRET},
+    ],
+)
+def test_a_held_out_problem_is_refused_wherever_in_a_row_it_stands(tmp_path, keys, row):
+    with pytest.raises(TaskError, match=r"line 2 is aime-2024-I-99, which is held out"):
+        list(read_rows(write(tmp_path, **row), "train"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"source": "AIME", "year": 2024},
+        {"source": "aime", "year": "2025"},
+        {"competition": "American Invitational Mathematics Examination I", "Year": 2024.0},
+        {"metadata": {"contest": "AIME II"}, "info": {"exam_year": 2024}},
+        {"source": "AIME", "date": "2024-02-01"},
+        {"aime_year": 2025},
+        {"data_source": "aime24"},
+        {"source": "math-ai/aime25"},
+        {"source": "AIME-24"},
+        {"tags": ["hard", "AIME '24"]},
+        {"ID": "2024-II-4"},
+        {
+            "url": "https://artofproblemsolving.com/wiki/index.php/2024_AIME_I_Problems/Problem_15?srsltid=AfmBOoqP9aelPNCpuFLO2bLyo"
+        },
+    ],
+)
+def test_years_and_short_names_are_labels_too(tmp_path, row):
+    with pytest.raises(TaskError, match="AIME 2024 and 2025, held out"):
+        list(read_rows(write(tmp_path, question="q", **row), "train"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"source": "AIME", "year": 2023},
+        {"source": "AMC", "year": 2024},
+        {"source": "AIME", "id": 2024},
+        {"id": "aime_24", "source": "AIME", "year": 1999},
+        {"source": "AIME_1983_2024", "Year": 2011},
+        {"note": "we aimed at 2024 points, and claimed 25"},
+        {"source": "AIME 240 drills"},
+        {"answer": "2024", "source": "aime"},
+        {"year": True, "source": "AIME"},
+    ],
+)
+def test_what_only_looks_alike_is_no_harm(tmp_path, row):
+    assert len(list(read_rows(write(tmp_path, question="q", **row), "train"))) == 2
+
+
+FENCE = (
+    r"A farmer has $12$ red and $\frac{1}{2}\cdot 14$ blue posts. Find the number of ways to build a fence of $n\leq 19$ posts "
+    r"along the river so that no two blue posts stand side by side, and let $P$ be that number."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [
+        (FENCE, True),
+        (FENCE.replace("$", "").replace(r"\leq", "<="), True),
+        (
+            FENCE.replace(r"\frac{1}{2}", r"\tfrac12").replace("$12$", r"\(1{,}2\)")
+            + "[asy] draw((1,2)--(3,4)); [/asy]",
+            True,
+        ),
+        ("Solve this problem, please, and put the answer in a box.\n\n" + FENCE + "\n\nThink step by step." * 20, True),
+        (FENCE.upper(), True),
+        (FENCE.replace("12", "30").replace("farmer", "baker"), True),
+        ("Find the number of ways to build a fence of posts, and let P be that number.", False),
+        ("A farmer has red and blue hens. How many posts does he need? " * 3, False),
+        (FENCE[:60], False),
+        ("", False),
+        (FENCE[::-1], False),
+    ],
+)
+def test_a_text_is_told_in_other_spellings_and_inside_of_others(text, is_told):
+    digits = "".join(f"{hash_:08x}" for hash_ in fingerprint(FENCE).tolist())
+    other = "".join(f"{hash_:08x}" for hash_ in fingerprint(FENCE[::-1].replace("h", "the number of ways ")).tolist())
+    known = Fingerprints({"other": [other], "fence": [other[:-64], digits]})
+    assert known.find(text) == ("fence" if is_told else None)
+    assert Fingerprints({}).find(text) is None
 
 
 @pytest.mark.parametrize("label", ["AIME 2024", "aime25/AIME_2025_II", "MAA AIME I (2024)", "HF/aime-2024"])

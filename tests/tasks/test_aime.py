@@ -35,7 +35,8 @@ def test_a_text_is_matched_with_its_key_whatever_its_white_space(tmp_path):
         ("train", {"question": KEPT, "answer": "25", "year": 1999}, "is aime-2025-II-16, which is held out"),
         ("train", {"question": "q", "answer": "25", "year": 2024}, "year 2024 is held out"),
         ("train", {"question": "q", "answer": "25", "year": "2025"}, "year 2025 is held out"),
-        ("train", {"question": "q", "answer": "25", "id": "2024-II-3"}, "year 2024 is held out"),
+        ("train", {"question": "q", "answer": "25", "id": "2024-II-3"}, "says that it is of AIME"),
+        ("train", {"question": "q", "answer": "25", "id": "problem 3 of 2024"}, "year 2024 is held out"),
         (
             "train",
             {"question": "q", "answer": "25", "url": "wiki/2025_AIME_I"},
