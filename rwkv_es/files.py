@@ -1,10 +1,10 @@
-"""Files that survive a crash: JSON lines that are only appended to, small files that are replaced whole, a lock."""
+"""Files that survive a crash: JSON lines that are only appended to, small files that are replaced whole."""
 
-import fcntl
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,26 @@ def recover_lines_(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_sound_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines that nothing depends on: damaged ones are left out."""
+    data = path.read_bytes() if path.exists() else b""
+    return [row for text in data.split(b"\n") if (row := _parse(text)) is not None]
+
+
+def keep_lines_(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Drop rows from a file of JSON lines, and what a crash has torn at its end; damaged lines stay as they are.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    *lines, tail = data.split(b"\n")
+    kept = [text for text in lines if (row := _parse(text)) is None or is_kept(row)]
+    if len(kept) < len(lines) or tail:
+        with writing(path):
+            _replace(path, b"".join(text + b"\n" for text in kept))
+
+
 def line(row: Mapping[str, Any]) -> str:
     """Return a row as one JSON line: floats exactly, what is not finite as null."""
     return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
@@ -65,10 +85,14 @@ def line(row: Mapping[str, Any]) -> str:
 
 def replace(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
+    _replace(path, _encode(text))
+
+
+def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f".partial-{path.name}")
     try:
         with partial.open("wb") as file:
-            file.write(_encode(text))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -78,27 +102,30 @@ def replace(path: Path, text: str) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Make what was created and renamed in a folder survive a power cut."""
+    """Make what was created and renamed in a folder survive a power cut, where its file system can do that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):  # CIFS, sshfs and others
+            raise
     finally:
         os.close(handle)
 
 
-def lock(folder: Path) -> int:
-    """Take the folder for this process; closing the returned handle, or the process's end, lets go of it.
+def refuse_existing(path: Path) -> None:
+    """Before any work: make sure that an output can be written, and that nothing of anybody's is replaced.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: there is something already, or its folder is not there or cannot be written.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(f"another process is training in {folder}; wait for it, or choose another --run") from None
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} exists already; choose another --out, or remove it first")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{path} cannot be written: {folder} is no folder; make it, or choose another --out")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: {folder} does not allow it; choose another --out")
 
 
 @contextmanager

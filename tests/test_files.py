@@ -1,7 +1,9 @@
 """Files that survive a crash: whole or not at all, and on the disk when it is said."""
 
+import errno
 import os
 import stat
+from contextlib import nullcontext
 
 import pytest
 
@@ -74,9 +76,25 @@ def test_a_broken_line_before_the_last_is_an_error(tmp_path, rest):
         files.recover_lines_(path)
 
 
-def test_a_folder_is_taken_by_one_at_a_time(tmp_path):
-    handle = files.lock(tmp_path)
-    with pytest.raises(ConfigError, match="another process is training in"):
-        files.lock(tmp_path)
-    os.close(handle)
-    os.close(files.lock(tmp_path))
+def test_damaged_lines_are_left_out_where_nothing_depends_on_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert files.read_sound_lines(path) == []
+    path.write_bytes(b'{"a": 1}\n{"b\n[1]\n{"a": 2}\n{"a": 3')
+    assert files.read_sound_lines(path) == [{"a": 1}, {"a": 2}]
+    files.keep_lines_(path, lambda row: row["a"] > 1)
+    assert path.read_bytes() == b'{"b\n[1]\n{"a": 2}\n', "damaged ones stay for a person to look at; the torn end goes"
+
+
+@pytest.mark.parametrize(("code", "is_fine"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_flushed_is_no_reason_to_stop(tmp_path, monkeypatch, code, is_fine):
+    real = os.fsync
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with nullcontext() if is_fine else pytest.raises(OSError):
+        files.replace(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text"

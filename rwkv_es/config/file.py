@@ -71,7 +71,11 @@ def load_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
-    return {name: value for name, value in values.items() if name != PROVENANCE}
+    values = {name: value for name, value in values.items() if name != PROVENANCE}
+    place = Path(path).absolute()
+    if place.name == RUN_CONFIG and is_run_folder(str(place.parent)):
+        values["run"] = str(Path(path).parent)  # wherever the folder has been moved to
+    return values
 
 
 def _read_text(path: str) -> str:

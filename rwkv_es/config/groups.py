@@ -144,9 +144,11 @@ class RewardOptions:
         at_least=0,
         on_resume="free",
     )
-    reward_timeout: float = option(5.0, "seconds for one answer before its worker is killed", _SCORE, above=0)
+    reward_timeout: float = option(
+        5.0, "seconds for one answer before its worker is killed", _SCORE, above=0, on_resume="free"
+    )
     reward_error_limit: float = option(
-        0.5, "stop when more than this share of rewards fails", _SCORE, above=0, at_most=1
+        0.5, "stop when more than this share of rewards fails", _SCORE, above=0, at_most=1, on_resume="free"
     )
 
 
@@ -154,7 +156,7 @@ class RewardOptions:
 class EngineOptions:
     """Speed and memory."""
 
-    slots: int = option(256, "generations in flight", _SCORE, above=0)
+    slots: int = option(256, "generations in flight", _SCORE, above=0, on_resume="free")
     engine: str = option(
         "auto",
         "numba: fused CPU kernels; triton: GPU ones, untried; torch: anywhere; auto: numba or torch",

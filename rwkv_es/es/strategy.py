@@ -33,8 +33,8 @@ class Step(NamedTuple):
     """One training step, as exact as it was computed: what the weights are a function of, besides base and options."""
 
     step: int  # from 0
-    rewards: list[list[float | None]]  # (N,P), None: missing
-    fitness: list[float]  # (N,)
+    rewards: Sequence[Sequence[float | None]]  # (N,P), None: missing
+    fitness: Sequence[float]  # (N,)
     sigma: float
     lr: float
     tokens: int
@@ -174,7 +174,7 @@ class ES:
 
     def checksum(self) -> str:
         """Return 16 hex digits that change with any bit of the weights."""
-        return checksum(self.weights())
+        return checksum(*self.updater.exact())
 
     def _move(self, fitness: Tensor, sigma: float, lr: float) -> float:
         """Apply one update. Returns its size in units of sigma; without any signal there is none."""
@@ -190,9 +190,3 @@ class ES:
 
 def _has_state(targets: Mapping[str, float]) -> bool:
     return any(key == "state" or "time_state" in key for key in targets)
-
-
-def as_rewards(step: Step) -> Tensor:
-    """Return a recorded step's rewards (N,P) float64, NaN where they are missing."""
-    rows = [[float("nan") if reward is None else reward for reward in row] for row in step.rewards]
-    return torch.tensor(rows, dtype=torch.float64)

@@ -83,13 +83,15 @@ class Updater:
         return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.names}
 
     def weights(self) -> Params:
-        """Return the most exact weights there are: master copies if they exist; all but int8 in one dtype."""
+        """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
+        params, dtype = self.exact()
+        return {name: w if dtype is None or name in self.scales else w.to(dtype).cpu() for name, w in params.items()}
+
+    def exact(self) -> tuple[Params, torch.dtype | None]:
+        """Return the same without any copy, and the dtype that they are to be taken in (None: as they are)."""
         if not self.master:
-            return self.params
-        return {
-            name: weight if name in self.scales else self.master.get(name, weight).float().cpu()
-            for name, weight in self.params.items()
-        }
+            return self.params, None
+        return {name: self.master.get(name, weight) for name, weight in self.params.items()}, torch.float32
 
     def state(self) -> dict[str, Any]:
         """Return what the optimisers remember, for a snapshot."""
@@ -210,24 +212,30 @@ def _ascend(optimizer: torch.optim.Optimizer, ascent: Tensor, lr: float) -> Tens
     return moved
 
 
-def checksum(params: Params) -> str:
-    """Return 16 hex digits that change with any bit of any tensor, and with the tensors' names and order."""
+def checksum(params: Params, dtype: torch.dtype | None = None) -> str:
+    """Return 16 hex digits that change with any bit of any tensor, and with the tensors' names and order.
+
+    dtype: take all floating-point tensors as if they were of this type, without copying them.
+    """
     digest = hashlib.sha256()
     for name, tensor in params.items():
-        data = tensor.detach().contiguous().flatten().view(torch.uint8)
-        data = data if data.storage_offset() % 8 == 0 else data.clone()
-        tail = len(data) % 8
-        words = data[: len(data) - tail].view(torch.int64)
-        digest.update(f"{name} {tensor.dtype} {_weighted_sums(words)} {data[len(data) - tail :].tolist()}".encode())
+        seen = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        flat = tensor.detach().contiguous().flatten()
+        if seen == tensor.dtype:
+            flat = flat if flat.storage_offset() * flat.element_size() % 8 == 0 else flat.clone()
+        tail = flat.numel() * seen.itemsize % 8 // seen.itemsize  # entries behind the last whole word
+        whole, rest = flat[: flat.numel() - tail], flat[flat.numel() - tail :].to(seen).view(torch.uint8)
+        digest.update(f"{name} {seen} {_weighted_sums(whole, seen)} {rest.tolist()}".encode())
     return digest.hexdigest()[:16]
 
 
-def _weighted_sums(words: Tensor) -> list[int]:
-    """Sum chunks of integers times odd weights that differ by position, modulo 2**64: (n,) int64."""
-    odd = _odd_numbers(words.device)
+def _weighted_sums(values: Tensor, dtype: torch.dtype) -> list[int]:
+    """Sum the 64-bit words of values taken as `dtype`, times odd weights by position, modulo 2**64: one sum a chunk."""
+    odd = _odd_numbers(values.device)
     products = torch.empty_like(odd)  # one buffer: small results between large ones that are freed tear holes
-    chunks = words.split(len(odd))
-    sums = [torch.mul(c, odd[: len(c)], out=products[: len(c)]).sum() for c in chunks]
+    per_word = 8 // dtype.itemsize
+    words = (chunk.to(dtype).view(torch.int64) for chunk in values.split(len(odd) * per_word))
+    sums = [torch.mul(c, odd[: len(c)], out=products[: len(c)]).sum() for c in words]
     return torch.stack(sums).tolist()
 
 

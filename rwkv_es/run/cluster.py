@@ -18,6 +18,7 @@ from torch import Tensor
 from rwkv_es import __version__
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError
 from rwkv_es.model.checkpoint import Params
+from rwkv_es.run.identity import BY_CONTENT, without_folders
 from rwkv_es.run.launcher import has_store, on_sigterm
 
 ANSWER_S = 5.0  # how long after a failure the others may take to report that they are alive
@@ -112,19 +113,31 @@ class Cluster:
         return received
 
     def meet_(self, options: Mapping[str, Any]) -> None:
-        """Learn the others' hosts, and make sure that all were started alike.
+        """Learn the others' hosts, and make sure that all were started alike; where files lie may differ.
 
         Raises:
             ConfigError: a process was started with different options or versions.
         """
         threads = options.get("threads") or torch.get_num_threads()  # sums may depend on it
-        mine = {**options, "threads": threads, "rwkv_es": __version__, "torch": torch.__version__}
-        said = [self.broadcast((socket.gethostname(), mine), source) for source in range(self.size)]
-        self.hosts = [host for host, _ in said]
-        for rank, (host, theirs) in enumerate(said):
-            others = [f"{n} {theirs.get(n)} (rank 0: {v})" for n, v in said[0][1].items() if theirs.get(n) != v]
+        named = {name: without_folders(value) for name, value in options.items() if name not in BY_CONTENT}
+        self.hosts = [self.broadcast(socket.gethostname(), source) for source in range(self.size)]
+        self.compare(
+            {**named, "threads": threads, "rwkv_es": __version__, "torch": torch.__version__}, "was started with"
+        )
+
+    def compare(self, mine: Mapping[str, Any], verb: str) -> None:
+        """Make sure that all processes have the same values.
+
+        Raises:
+            ConfigError: it names the first rank that differs from rank 0, and in what.
+        """
+        said = [self.broadcast(dict(mine), source) for source in range(self.size)]
+        for rank, theirs in enumerate(said):
+            others = [f"{n} {theirs.get(n)} (rank 0: {v})" for n, v in said[0].items() if theirs.get(n) != v]
             if others:
-                raise ConfigError(f"rank {rank} on host {host} was started with {', '.join(others)}; give all the same")
+                raise ConfigError(
+                    f"rank {rank} on host {self.hosts[rank]} {verb} {', '.join(others)}; give all the same"
+                )
 
     def lost(self, patience_s: float) -> list[int]:
         """Return the ranks that do not say within `patience_s` seconds that they are alive. All must ask."""

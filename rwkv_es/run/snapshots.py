@@ -18,6 +18,7 @@ import torch
 
 from rwkv_es import __version__, files
 from rwkv_es.errors import CheckpointError
+from rwkv_es.es.update import checksum
 from rwkv_es.model import checkpoint
 
 _FILES = ("model.pth", "optimizer.pt")
@@ -56,7 +57,8 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
         sha256 = {name: checkpoint.sha256(partial / name) for name in _FILES}
         meta = {"step": snapshot.step, "rwkv_es": __version__, "sha256": sha256}
         files.replace(partial / "meta.json", files.line({**meta, "seal": _seal(meta)}))
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # a damaged one
+            _remove(target)
         partial.rename(target)
         files.sync(target.parent)
         if best_score is not None:
@@ -70,15 +72,32 @@ def snapshot_steps(folder: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def latest_snapshot(folder: Path, most: float = math.inf) -> Snapshot | None:
-    """Read the newest snapshot, of at most `most` steps, that is whole; damaged ones are passed over with a warning."""
+def latest_snapshot(
+    folder: Path, most: float = math.inf, checksums: Mapping[int, str] | None = None
+) -> Snapshot | None:
+    """Read the newest snapshot, of at most `most` steps, that is whole; damaged ones are passed over with a warning.
+
+    checksums: of the weights after each step, where they are to be compared.
+    """
     for step in reversed(snapshot_steps(folder)):
         if step <= most:
             try:
-                return read_snapshot(folder, step)
+                found = read_snapshot(folder, step)
+                if checksums and checksum(found.params) != checksums.get(step):
+                    raise CheckpointError(f"{_folder_of(folder, step)} has other weights than the ledger says")
+                return found
             except CheckpointError as error:
                 print(f"rwkv-es: a damaged snapshot is passed over: {error}", file=sys.stderr)
     return None
+
+
+def is_whole(folder: Path, step: int) -> bool:
+    """Say whether the files of a snapshot are there and as they were written."""
+    try:
+        _check_files(_folder_of(folder, step))
+    except CheckpointError:
+        return False
+    return True
 
 
 def read_snapshot(folder: Path, step: int) -> Snapshot:
@@ -98,12 +117,22 @@ def read_snapshot(folder: Path, step: int) -> Snapshot:
 
 def best(folder: Path) -> Best | None:
     """Return which snapshot best.json names, if it is there."""
+    found = named_best(folder)
+    return found if found is not None and found.step in snapshot_steps(folder) else None
+
+
+def named_best(folder: Path) -> Best | None:
+    """Return what best.json names, whether it is there or not."""
     try:
         named = json.loads((folder / "snapshots" / "best.json").read_bytes())
-        found = Best(int(named["step"]), float(named["score"]))
+        return Best(int(named["step"]), float(named["score"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if found.step in snapshot_steps(folder) else None
+
+
+def forget_best(folder: Path) -> None:
+    """Let the next held-out evaluation find a new best."""
+    (folder / "snapshots" / "best.json").unlink(missing_ok=True)
 
 
 def note_best(folder: Path, found: Best) -> None:
@@ -117,14 +146,22 @@ def drop_snapshots(folder: Path, most: int) -> None:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     for step in snapshot_steps(folder):
         if step > most:
-            shutil.rmtree(_folder_of(folder, step))
+            _remove(_folder_of(folder, step))
+
+
+def _remove(path: Path) -> None:
+    """Remove a snapshot: gone at once, whatever happens while its files are deleted."""
+    doomed = path.with_name(f".partial-{path.name}-removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _prune(folder: Path, keep: int) -> None:
     known = best(folder)
     others = [step for step in snapshot_steps(folder) if known is None or step != known.step]
     for step in others[:-keep]:
-        shutil.rmtree(_folder_of(folder, step))
+        _remove(_folder_of(folder, step))
 
 
 def _folder_of(folder: Path, step: int) -> Path:

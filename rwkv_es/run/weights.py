@@ -6,7 +6,8 @@ from typing import Any
 
 from rwkv_es.config.options import PROVENANCE, model_name
 from rwkv_es.errors import ConfigError
-from rwkv_es.run.ledger import best_weights, read_config
+from rwkv_es.run.identity import read_config
+from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.snapshots import snapshot_steps
 
 
@@ -25,7 +26,7 @@ def weights_of(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(run: Path, base: Path) -> Path:
-    exported = run / f"{model_name(base)}.pth"
+    exported = default_export(run, base)
     if exported.is_file():
         return exported
     known, steps = best_weights(run), snapshot_steps(run)

@@ -10,6 +10,7 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
+from rwkv_es.files import append, refuse_existing
 from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count, lengths
 from rwkv_es.measure.statistics import difference, estimate, mcnemar, pass_at_k
@@ -70,6 +71,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     if config.text:
         return drift(config)
+    if config.out:
+        refuse_existing(Path(config.out))
     with open_scorers(config) as scorers:
         judgements = [judge(each, scorers) for each in with_base(config)]
     if config.out:
@@ -199,11 +202,7 @@ def generate(config: Config) -> list[str]:
 
 
 def _write_samples(path: str, judgements: Sequence[Judgement]) -> None:
-    rows = (row for judgement in judgements for row in _samples(judgement))
-    try:
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write the samples to {path}: {error.strerror}") from None
+    append(Path(path), [row for judgement in judgements for row in _samples(judgement)])
 
 
 def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:

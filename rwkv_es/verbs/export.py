@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_es.config.options import PROVENANCE, Config, model_name
+from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.files import writing
 from rwkv_es.model import checkpoint
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
-from rwkv_es.run.ledger import best_weights, read_config
+from rwkv_es.run.identity import read_config
+from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
 
 _SUFFIXES = (".pth", ".safetensors")
@@ -31,8 +32,8 @@ def export(config: Config) -> Path:
     run = Path(config.run)
     options = read_config(run)
     base = Path(options[PROVENANCE]["base"])
-    out = Path(config.out) if config.out else default_out(run, base)
-    if out.exists() and out.resolve() != default_out(run, base).resolve():
+    out = Path(config.out) if config.out else default_export(run, base)
+    if out.exists() and out.resolve() != default_export(run, base).resolve():
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     sha256 = options[PROVENANCE]["base_sha256"]
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
@@ -41,11 +42,6 @@ def export(config: Config) -> Path:
     for path in export_params(snapshot.params, base, out):
         print(f"wrote {path} (weights after {snapshot.step} steps)")
     return out
-
-
-def default_out(run: Path, base: Path) -> Path:
-    """Return where a run's weights go: under the base's own name (some servers read it) in the run's folder."""
-    return run / f"{model_name(base)}.pth"
 
 
 def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path]:

@@ -1,15 +1,20 @@
 """`rwkv-es replay` and `rwkv-es fork`: a run's past, verified and taken up anew."""
 
+import math
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from rwkv_es import files
 from rwkv_es.config.options import PROVENANCE, Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
-from rwkv_es.es.strategy import ES, Step, as_rewards
+from rwkv_es.es.strategy import ES, Step
 from rwkv_es.es.update import checksum
 from rwkv_es.model import checkpoint
-from rwkv_es.run.ledger import FORKED_AT, chained, config_text, read_config, read_steps
+from rwkv_es.run.identity import FORKED_AT, config_text, read_config
+from rwkv_es.run.record import chained, read_steps, unpacked
 from rwkv_es.run.snapshots import Snapshot, read_snapshot, save_snapshot, snapshot_steps
 from rwkv_es.session import open_model
 
@@ -87,8 +92,14 @@ def _check_fitness(folder: Path, steps: list[Step]) -> None:
     """Make sure that each step's fitness follows from its rewards; a fork's first steps may be shaped otherwise."""
     first = read_config(folder)[PROVENANCE].get(FORKED_AT, 0)
     for step in steps[first:]:
-        if shape(as_rewards(step), _options(folder).fitness).tolist() != step.fitness:
+        if shape(_rewards(step), _options(folder).fitness).tolist() != step.fitness:
             raise CheckpointError(f"{folder}/ledger.jsonl: the fitness of step {step.step} does not follow its rewards")
+
+
+def _rewards(step: Step) -> Tensor:
+    """Return a recorded step's rewards (N,P) float64, NaN where they are missing."""
+    rows = [[math.nan if reward is None else reward for reward in row] for row in unpacked(step.rewards)]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _check_snapshot(folder: Path, number: int, step: Step) -> None:

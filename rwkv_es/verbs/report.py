@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from rwkv_es.files import read_lines, replace, writing
-from rwkv_es.run.ledger import best_weights, read_config
+from rwkv_es.run.identity import read_config
+from rwkv_es.run.ledger import best_weights
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6

@@ -12,7 +12,7 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import watch_broken
 from rwkv_es.measure.metrics import StepCounts
-from rwkv_es.run.ledger import read_steps
+from rwkv_es.run.record import read_steps
 from rwkv_es.session import Answers
 
 

@@ -4,11 +4,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_params
@@ -17,7 +20,10 @@ from rwkv_es.config.file import load_file
 from rwkv_es.config.options import Config, build, to_dict
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
-from rwkv_es.run.ledger import Ledger, read_config
+from rwkv_es.es.update import checksum
+from rwkv_es.run.identity import read_config
+from rwkv_es.run.ledger import Ledger
+from rwkv_es.run.record import packed, read_steps, unpacked
 from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot
 
 REWARDS = [[0.1, None], [1 / 3, 1.0]]
@@ -35,8 +41,13 @@ def base(tmp_path):
     return path
 
 
-def step(number, checksum="abc"):
-    return Step(number, REWARDS, [-0.1, 0.1 + 0.2], 0.01, 0.1, 7, 0.25, checksum)
+def after(num_steps):
+    """The weights after so many steps of these runs."""
+    return layers(num_steps / 8)
+
+
+def step(number):
+    return Step(number, REWARDS, [-0.1, 0.1 + 0.2], 0.01, 0.1, 7, 0.25, checksum(after(number + 1)))
 
 
 def start(base, num_steps=0, **options):
@@ -63,7 +74,7 @@ def test_a_missing_reward_is_null_in_the_file(base):
     with start(base) as ledger:
         ledger.append(Step(0, [[math.nan, 1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
     with start(base) as ledger:
-        assert ledger.steps[0].rewards == [[None, 1.0]]
+        assert read_steps(base.parent / "run")[0].rewards == [[None, 1.0]]
 
 
 def test_a_step_out_of_order_is_our_bug(base):
@@ -128,7 +139,7 @@ def test_a_kill_in_the_middle_of_writing_loses_no_finished_step(base):
 
 
 def test_a_second_process_is_refused_until_the_first_is_done(base):
-    with start(base), pytest.raises(ConfigError, match=r"another process is training in .*; wait for it"):
+    with start(base), pytest.raises(ConfigError, match=r"process \d+ on host .* is training in .*; wait for it"):
         start(base)
     start(base).close()
 
@@ -191,7 +202,8 @@ def test_resume_never_refuses_a_folder_with_a_run(base):
 def test_the_config_file_makes_the_same_config_and_says_what_it_was_made_with(base):
     config = Config(lr=1e-5, targets={"head.weight": 10.0})
     Ledger.open(base.parent / "run", to_dict(config), base).close()
-    assert build(load_file(str(base.parent / "run" / "config.yaml"))) == config
+    run = base.parent / "run"
+    assert build(load_file(str(run / "config.yaml"))) == replace(config, run=str(run))
     made_with = read_config(base.parent / "run")["made_with"]
     assert made_with["base_sha256"] == hashlib.sha256(base.read_bytes()).hexdigest()
     assert made_with["base"] == str(base)
@@ -238,7 +250,7 @@ def test_snapshots_come_back_and_old_ones_go_but_not_the_best(base):
         assert ledger.latest_snapshot() is None
         assert not ledger.is_best(math.nan)
         for number in range(1, 7):
-            ledger.save_snapshot(number, layers(number / 8), optimizer, 0.75 if number == 2 else None)
+            ledger.save_snapshot(number, after(number), optimizer, 0.75 if number == 2 else None)
         assert ledger.best() == Best(2, 0.75)
         assert not ledger.is_best(0.75)
         assert ledger.is_best(0.76)
@@ -256,16 +268,16 @@ def test_snapshots_come_back_and_old_ones_go_but_not_the_best(base):
 def test_a_snapshot_can_be_taken_again(base):
     with start(base, 1) as ledger:
         ledger.save_snapshot(1, layers(0.5), {})
-        ledger.save_snapshot(1, layers(0.25), {})
-        assert ledger.latest_snapshot().params["emb.weight"][0, 0].item() == 0.25
+        ledger.save_snapshot(1, after(1), {})
+        assert ledger.latest_snapshot().params["emb.weight"][0, 0].item() == 1 / 8
 
 
 @pytest.mark.parametrize("name", ["model.pth", "optimizer.pt"])
 @pytest.mark.parametrize("how", ["cut", "gone", "other"])
 def test_a_damaged_snapshot_is_passed_over_for_the_one_before(base, capsys, name, how):
     with start(base, 2) as ledger:
-        ledger.save_snapshot(1, layers(0.5), {})
-        ledger.save_snapshot(2, layers(0.25), {})
+        ledger.save_snapshot(1, after(1), {})
+        ledger.save_snapshot(2, after(2), {})
         path = base.parent / "run" / "snapshots" / "step-000002" / name
         if how == "gone":
             path.unlink()
@@ -279,12 +291,12 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(base, capsys, name
 
 def test_an_interrupted_snapshot_is_not_seen_and_is_cleared_away(base, monkeypatch):
     with start(base, 2) as ledger:
-        ledger.save_snapshot(1, layers(0.5), {}, 0.5)
+        ledger.save_snapshot(1, after(1), {}, 0.5)
         monkeypatch.setattr(
             "rwkv_es.run.snapshots._save_optimizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            ledger.save_snapshot(2, layers(0.25), {}, 0.75)
+            ledger.save_snapshot(2, after(2), {}, 0.75)
         assert ledger.latest_snapshot().step == 1
         assert ledger.best() == Best(1, 0.5)
     with start(base):
@@ -293,8 +305,8 @@ def test_an_interrupted_snapshot_is_not_seen_and_is_cleared_away(base, monkeypat
 
 def test_snapshots_of_steps_that_the_ledger_has_lost_are_dropped(base):
     with start(base, 2) as ledger:
-        ledger.save_snapshot(1, layers(), {})
-        ledger.save_snapshot(2, layers(), {}, 1.0)
+        ledger.save_snapshot(1, after(1), {})
+        ledger.save_snapshot(2, after(2), {}, 1.0)
     path = base.parent / "run" / "ledger.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     with start(base) as ledger:
@@ -304,7 +316,7 @@ def test_snapshots_of_steps_that_the_ledger_has_lost_are_dropped(base):
 
 def test_snapshots_without_a_ledger_are_left_alone(base):
     with start(base, 1) as ledger:
-        ledger.save_snapshot(1, layers(), {})
+        ledger.save_snapshot(1, after(1), {})
     (base.parent / "run" / "ledger.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"has snapshots but no ledger\.jsonl"):
         start(base)
@@ -314,7 +326,7 @@ def test_snapshots_without_a_ledger_are_left_alone(base):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 9, "score": 1}', '{"step": "x", "score": 1}', '{"step": 1}'])
 def test_a_damaged_note_of_the_best_names_none(base, text):
     with start(base, 1) as ledger:
-        ledger.save_snapshot(1, layers(), {})
+        ledger.save_snapshot(1, after(1), {})
     (base.parent / "run" / "snapshots" / "best.json").write_text(text)
     assert best(base.parent / "run") is None
 
@@ -337,3 +349,134 @@ def test_a_full_disk_is_one_sentence(base):
     ):
         ledger.append(step(0))
     assert ledger.steps == []
+
+
+def test_a_snapshot_with_other_weights_than_the_ledger_says_is_passed_over(base, capsys):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(1, after(1), {})
+        ledger.save_snapshot(2, layers(0.75), {})  # a copy under another step's name, say
+        assert ledger.latest_snapshot().step == 1
+    assert "other weights than the ledger says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_a_best_snapshot_that_is_lost_is_built_again_from_one_before(base, how):
+    with start(base, 3, keep=5) as ledger:
+        for number in range(1, 4):
+            ledger.save_snapshot(number, after(number), {}, 0.5 if number == 2 else None)
+        path = base.parent / "run" / "snapshots" / "step-000002"
+        assert ledger.lost_best() is None
+        (path / "model.pth").write_bytes(b"hello")
+        if how == "gone":
+            shutil.rmtree(path)
+        assert ledger.lost_best() == 2 and ledger.latest_snapshot().step == 1
+        ledger.restore_best(after(2), {}, 2)
+        assert ledger.lost_best() is None and ledger.best() == Best(2, 0.5) and ledger.latest_snapshot().step == 3
+
+
+def test_a_kill_while_a_snapshot_is_removed_leaves_nothing_half_deleted(base, monkeypatch):
+    ledger = start(base, 4, keep=1)
+    ledger.save_snapshot(1, after(1), {})
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: path.name.endswith("removed") and path.exists() and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ledger.save_snapshot(2, after(2), {})
+    monkeypatch.undo()
+    ledger.close()
+    folder = base.parent / "run" / "snapshots"
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-000002"]
+    start(base).close()
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000002"]
+
+
+def test_damaged_lines_of_what_nothing_depends_on_block_no_resume(base):
+    with start(base, 2) as ledger:
+        for number in range(3):
+            ledger.write_metrics(number, {"held_out_reward": number / 4})
+            ledger.write_samples(number, [{"completion": "a"}])
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = base.parent / "run" / name
+        rows = path.read_bytes().split(b"\n")
+        path.write_bytes(b"\n".join([rows[0], b"\xff{dam", *rows[1:]]) + b"torn")
+    with start(base) as ledger:
+        assert ledger.held_out(2) == 0.5
+    kept = (base.parent / "run" / "metrics.jsonl").read_bytes().split(b"\n")
+    assert len(kept) == 5 and kept[1] == b"\xff{dam" and kept[-1] == b""
+
+
+def test_many_rewards_are_packed_exactly_and_small(base):
+    generator = np.random.default_rng(0)
+    zeros_and_ones = generator.integers(0, 2, (256, 64)).astype(float)
+    zeros_and_ones[3, 5] = math.nan
+    with start(base) as ledger:
+        ledger.append(step(0)._replace(rewards=zeros_and_ones.tolist()))
+        assert not ledger.steps[0].rewards, "nothing in memory"
+    line = (base.parent / "run" / "ledger.jsonl").read_bytes()
+    assert (
+        len(line) < 4000
+    )  # 65,000 as a list; two bits each are 4,096 bytes, of which the second ones are nearly all 0
+    np.testing.assert_array_equal(np.array(unpacked(read_steps(base.parent / "run")[0].rewards), float), zeros_and_ones)
+    any_floats = generator.standard_normal((40, 40)) * 10.0 ** generator.integers(-300, 300, (40, 40))
+    assert isinstance(packed(any_floats.tolist()), str) and unpacked(packed(any_floats.tolist())) == any_floats.tolist()
+    with start(base) as ledger:
+        assert ledger.next_step == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "report.html", "base.pth", "base.tokenizer.json", "snapshots"]
+)
+def test_a_run_does_not_start_among_files_that_no_run_has_made(base, name):
+    folder = base.parent / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("not in the way")
+    (folder / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {name}, which no run has made"):
+        start(base)
+    assert (folder / name).read_text() == "mine"
+    (folder / name).unlink()
+    start(base).close()
+    assert (folder / "notes.txt").read_text() == "not in the way"
+
+
+def test_a_run_beside_its_base_is_refused_at_once(base):
+    with pytest.raises(ConfigError, match="would replace the base"):
+        Ledger.open(base.parent, to_dict(Config()), base)
+    assert not (base.parent / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", ["slots", "reward_timeout", "reward_error_limit"])
+def test_what_messages_advise_to_change_may_change(base, option):
+    start(base, 1).close()
+    start(base, **{option: 0.25 if option == "reward_error_limit" else 8}).close()
+
+
+def test_a_moved_base_and_an_option_of_a_later_release_continue(base):
+    start(base, 1).close()
+    moved = base.rename(base.with_name("moved.pth"))
+    path = base.parent / "run" / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "top_k" not in line))
+    options = to_dict(Config(model=str(moved)))
+    Ledger.open(base.parent / "run", options, moved).close()
+    with pytest.raises(ConfigError, match=r"top_k 0 \(now 3\)"):
+        Ledger.open(base.parent / "run", {**options, "top_k": 3}, moved)
+
+
+def test_changed_contents_are_said_and_begin_a_new_best(base):
+    def opened(digest, **more):
+        contents = {"problems_sha256": digest, "reward_sha256": "r", **more}
+        return Ledger.open(base.parent / "run", to_dict(Config()), base, contents)
+
+    with opened("a") as ledger:
+        ledger.append(step(0))
+        ledger.write_metrics(0, {"held_out_reward": 0.25})
+        ledger.write_metrics(1, {"held_out_reward": 0.5})
+        ledger.save_snapshot(1, after(1), {}, 0.5)
+    with opened("a") as ledger:
+        assert ledger.changed == [] and ledger.best() == Best(1, 0.5)
+    with opened("b") as ledger:
+        assert ledger.changed == ["the task's problems"]
+        assert ledger.best() is None and ledger.is_best(0.1), "neither the snapshot nor the score before training"
+        ledger.append(step(1))
+        ledger.write_metrics(2, {"held_out_reward": 0.1})
+        ledger.save_snapshot(2, after(2), {}, 0.1)
+    with opened("b") as ledger:
+        assert ledger.changed == [] and ledger.best() == Best(2, 0.1) and ledger.num_evaluations_since_best() == 0

@@ -11,7 +11,7 @@ import yaml
 from places import ROOT
 
 from rwkv_es.run.launcher import SILENT_S
-from rwkv_es.run.ledger import read_steps
+from rwkv_es.run.record import read_steps
 
 LAUNCH = ROOT / "scripts" / "launch"
 RUN = "--population 8 --prompts 2 --max-new 40 --eval-every 0 --steps 3 --sigma 0.02 --threads 1 --device cpu"

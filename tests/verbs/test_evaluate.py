@@ -80,6 +80,9 @@ def test_samples_are_greedy_ones_and_k_more_and_the_summary_follows_from_the_fil
         ("sampled", 1),
     ]
     assert len(rows) == 12 + 36
+    with pytest.raises(ConfigError, match=r"samples\.jsonl exists already"):
+        evaluate.evaluate(Config(eval_size=12, out=str(out), **FAST))
+    out = tmp_path / "again.jsonl"
     evaluate.evaluate(Config(eval_size=12, out=str(out), **FAST))
     assert [row["completion"] for row in rows_of(out)] == [row["completion"] for row in rows[:12]]
     greedy = [row["reward"] for row in rows[:12]]
@@ -156,7 +159,7 @@ def test_samples_that_would_all_be_the_same_are_refused():
 
 
 def test_samples_that_cannot_be_written_are_one_line():
-    with pytest.raises(ConfigError, match="cannot write the samples to /no/where"):
+    with pytest.raises(ConfigError, match="/no/where cannot be written: /no is no folder"):
         evaluate.evaluate(Config(eval_size=2, reward_workers=0, out="/no/where", **FAST))
 
 

@@ -11,8 +11,8 @@ from rwkv_es.config.options import Config, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.model.checkpoint import load
-from rwkv_es.run.ledger import Ledger
-from rwkv_es.verbs.export import default_out, export, export_params
+from rwkv_es.run.ledger import Ledger, default_export
+from rwkv_es.verbs.export import export, export_params
 
 NAME = "rwkv7-g1j-0.1b-20260831-ctx4096.pth"
 
@@ -178,4 +178,4 @@ def test_without_its_base_a_run_is_exported_as_trained(run, tmp_path, capsys):
 
 
 def test_the_default_name_keeps_the_dots_of_an_official_name():
-    assert default_out(Path("runs/a"), Path("/m") / NAME) == Path("runs/a") / NAME
+    assert default_export(Path("runs/a"), Path("/m") / NAME) == Path("runs/a") / NAME

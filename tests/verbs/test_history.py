@@ -7,7 +7,8 @@ import pytest
 from jobs import arguments
 
 from rwkv_es.cli import main
-from rwkv_es.run.ledger import chained, read_config, read_steps
+from rwkv_es.run.identity import read_config
+from rwkv_es.run.record import chained, read_steps
 from rwkv_es.run.snapshots import snapshot_steps
 
 

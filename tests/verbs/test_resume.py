@@ -7,7 +7,7 @@ import yaml
 from jobs import arguments
 
 from rwkv_es.cli import main
-from rwkv_es.run.ledger import read_steps
+from rwkv_es.run.record import read_steps
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,15 @@ def test_an_option_of_no_command_is_refused_in_any_file(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("sigma: 0.1\nsigmoid: 3\n")
     assert main(["eval", "--config", str(tmp_path / "a.yaml")]) == 2
     assert "unknown option 'sigmoid' for eval" in capsys.readouterr().err
+
+
+def test_a_moved_run_goes_on_where_it_is_when_its_own_config_is_given(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    moved = original.rename(tmp_path / "moved")
+    try:
+        for number, config in enumerate(("moved/config.yaml", str(moved), str(moved / "config.yaml"))):
+            assert main(["train", "--config", config, "--steps", str(4 + number)]) == 0
+            assert len(read_steps(moved)) == 4 + number
+        assert not original.exists()
+    finally:
+        moved.rename(original)

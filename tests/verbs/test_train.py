@@ -10,7 +10,8 @@ from rwkv_es.config.options import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.checkpoint import load
 from rwkv_es.model.weights import BASE
-from rwkv_es.run.ledger import best_weights, chained, read_steps
+from rwkv_es.run.ledger import best_weights
+from rwkv_es.run.record import chained, read_steps
 from rwkv_es.run.snapshots import Best
 from rwkv_es.session import answer, open_session
 from rwkv_es.verbs.export import export

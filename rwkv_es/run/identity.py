@@ -1,0 +1,160 @@
+"""What makes a run the same run: the content of its base, data and rewards, and the options its weights follow from."""
+
+import hashlib
+import importlib.util
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rwkv_es import __version__
+from rwkv_es.config.option import default_of
+from rwkv_es.config.options import FIELDS, PROVENANCE, Config
+from rwkv_es.errors import ConfigError
+from rwkv_es.model import checkpoint
+from rwkv_es.model.tokenizer import Tokenizer
+from rwkv_es.task.task import Generated, Problem, Task
+
+# Options that may differ when a run continues: they change what is watched or how fast, never the weights.
+FREE = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "free"}
+# What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
+LASTING = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "same"} | {"base_sha256"}
+BY_CONTENT = {"model", "data", "tokenizer"}  # paths: what they hold counts, not where it is
+FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
+BEST_SINCE = "best_since"  # the same: the step from which on held-out scores can be compared
+CONTENTS = {
+    **{"problems_sha256": "the task's problems", "reward_sha256": "the reward", "task_sha256": "the task's code"},
+    **{"shots_sha256": "the shots", "tokenizer_sha256": "the tokenizer"},
+}
+_FEW = 64  # problems looked at of a task that makes them when asked for
+
+
+def contents(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]:
+    """Return digests of what a run learns from: problems, the code of its own task and rewards, shots, vocabulary."""
+    parts = [part.rpartition("=")[0] or part for part in config.task.split(",")]
+    own = [
+        path for part in parts if (path := Path(part).expanduser()).exists() and ("/" in part or part.endswith(".py"))
+    ]
+    references = [part.strip().rpartition("=")[0] or part.strip() for part in config.reward.split(",") if part.strip()]
+    shots = Path(config.shots).expanduser()
+    return {
+        "problems_sha256": _digest(_of_problems(task)),
+        "task_sha256": _digest(path.read_bytes() for place in own for path in _python_files(place)) if own else "",
+        "reward_sha256": _digest(map(_code_of, references)) if references else "",
+        "shots_sha256": _digest([shots.read_bytes()]) if shots.is_file() else "",
+        "tokenizer_sha256": _digest(tokenizer.token_bytes),
+    }
+
+
+def in_words(digests: Mapping[str, str]) -> dict[str, str]:
+    """Return digests of contents under names for people, short."""
+    return {words: digests[key][:12] or "none" for key, words in CONTENTS.items()}
+
+
+def _of_problems(task: Task) -> Iterable[bytes]:
+    for split in ("train", "test"):
+        try:
+            problems: Sequence[Problem] = task.problems(split)
+        except Exception as error:  # noqa: BLE001 - a split that is not there is part of what the task is
+            yield f"{split} {type(error).__name__}".encode()
+            continue
+        yield f"{split} {len(problems)}".encode()
+        few = problems[:_FEW] if isinstance(problems, Generated) else problems
+        for problem in few:
+            yield repr((problem.prompt, problem.answer, sorted(problem.meta.items(), key=str))).encode(
+                "utf-8", "replace"
+            )
+
+
+def _python_files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def _code_of(reference: str) -> bytes:
+    """Return the text of the file that a reward is loaded from, or its name where there is none to read."""
+    where, _, name = reference.rpartition(":" if ":" in reference else ".")
+    try:
+        if where.endswith(".py"):
+            return name.encode() + Path(where).expanduser().read_bytes()
+        spec = importlib.util.find_spec(where) if where and not reference.startswith("builtin:") else None
+        return name.encode() + Path(spec.origin).read_bytes() if spec and spec.origin else reference.encode()
+    except (OSError, ImportError, ValueError, AttributeError):
+        return reference.encode()
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(len(piece).to_bytes(8, "little") + piece)
+    return found.hexdigest()
+
+
+def provenance(base: Path) -> dict[str, str]:
+    """Return what a run is made with: versions, the base checkpoint's path and sha256."""
+    return {
+        "rwkv_es": __version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "base": str(base.resolve()),
+        "base_sha256": checkpoint.sha256(base),
+    }
+
+
+def check_same_run(
+    folder: Path, options: Mapping[str, Any], made_with: Mapping[str, Any], next_step: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Refuse to continue a run whose weights would have become different.
+
+    Returns what to note as its provenance, and which of its contents have changed, in words: they may, from now on.
+
+    Raises:
+        ConfigError: an option that past steps depend on has changed, or the base.
+    """
+    old = read_config(folder)
+    past = old[PROVENANCE]
+    before = {**{name: default_of(f) for name, f in FIELDS.items()}, **old, "base_sha256": past.get("base_sha256")}
+    now = {**options, "base_sha256": made_with["base_sha256"]}
+    names = [name for name in now if name not in FREE | BY_CONTENT]
+    if options["schedule"] != "constant":
+        names.append("steps")  # the learning rate of the steps already taken depends on it
+    made_with = dict(made_with)
+    if (forked_at := past.get(FORKED_AT)) is not None:
+        made_with[FORKED_AT] = forked_at
+        names = [name for name in names if name in LASTING or next_step > forked_at]
+    differing = [name for name in names if without_folders(before[name]) != without_folders(now[name])]
+    changes = [f"{name} {before[name]} (now {now[name]})" for name in differing]
+    if changes:
+        raise ConfigError(f"{folder} holds a run with {', '.join(changes)}; choose another --run, or give its options")
+    changed = [words for key, words in CONTENTS.items() if past.get(key, made_with.get(key)) != made_with.get(key)]
+    made_with[BEST_SINCE] = next_step if changed else past.get(BEST_SINCE, 0)
+    return made_with, changed
+
+
+def without_folders(value: Any) -> Any:
+    """Return an option's value without the folders of the paths in it."""
+    return re.sub(r"[^,=]*/", "", value) if isinstance(value, str) else value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run folder's config.yaml: the options, and under `made_with` the provenance.
+
+    Raises:
+        ConfigError: the folder holds no run, or the file is damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {**values, PROVENANCE: dict(values[PROVENANCE])}
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder of a training run") from None
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        raise ConfigError(f"{path} is damaged; restore it, or choose another --run") from None
+
+
+def config_text(options: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
+    """Return what config.yaml holds."""
+    return yaml.safe_dump({**options, PROVENANCE: dict(made_with)}, sort_keys=False, allow_unicode=True)
