@@ -70,9 +70,7 @@ def devices_of(spec: str) -> tuple[int, Device]:
     if memory:
         return int(number or 1), Device(f"GPU of {memory[1]} GB", "cuda", int(memory[1]) * 10**9)
     if name not in GPUS:
-        raise ConfigError(
-            f"gpus: there is no {name!r} in the table; {nearest(name, GPUS)}, or say its memory, as in 2x24gb"
-        )
+        raise ConfigError(f"gpus: {name!r} is not in the table (memory alone will do: 2x24gb); {nearest(name, GPUS)}")
     return int(number or 1), GPUS[name]
 
 

@@ -6,6 +6,8 @@ Nothing is loaded but the file's header and the task's numbers; torch only if th
 import math
 import os
 import shutil
+from dataclasses import replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from rwkv_es.config.file import run_folder
@@ -21,6 +23,15 @@ from rwkv_es.noise.targets import Target
 WORKER_MEASURED = 20_000_000  # bytes of a process that scores answers: Python and a built-in task, not what it imports
 _HOST_BANDWIDTH = 7e9  # bytes a second between a GPU and pageable memory of its host
 _WIRE_COUNTERS, _WIRE_REWARDS = 100, 240  # bytes of a process and step besides the rewards; with --reward
+
+
+_CHANGES: dict[str, dict[str, Any]] = {  # that take less memory
+    "--state-dtype fp16": {"state_dtype": "fp16"},
+    "--quantize int8": {"quantize": "int8"},
+    "--optimizer sgd": {"optimizer": "sgd"},
+    "--rank 1": {"rank": 1},
+    "--dtype bf16 --master stochastic": {"dtype": "bf16", "master": "stochastic"},
+}
 
 
 class Disk(NamedTuple):
@@ -51,7 +62,8 @@ class Plan(NamedTuple):
     memory: Memory  # of one process
     most: int  # generations in flight that fit a device, with this population
     widest: int  # the same with as many members as rows: each row under its own perturbation, one prompt a member
-    times: Times | None  # None: no rates are known
+    times: Times | None  # of a step; None: no rates are known
+    evaluation: Times | None  # on held-out problems
 
     @property
     def fits(self) -> bool:
@@ -88,6 +100,9 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
     if config.measure:
         device = _measured(header, targets, load, asked, device)
     memory = needed(header.arch, targets, load)
+    is_timed = device.flops > 0 and device.bandwidth > 0
+    held_out = asked._replace(answers=config.eval_size, rows_per_member=max(config.eval_size, 1))
+    has_evaluation = is_timed and config.eval_every and config.eval_size
     return Plan(
         config=config,
         header=header,
@@ -99,7 +114,8 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
         memory=memory,
         most=most,
         widest=widest,
-        times=_times(header, targets, load, asked, device) if device.flops and device.bandwidth else None,
+        times=_times(header, targets, load, asked, device) if is_timed else None,
+        evaluation=times(header.arch, targets, load, held_out, device) if has_evaluation else None,
     )
 
 
@@ -177,32 +193,32 @@ def walk(config: Config) -> tuple[float, float] | None:
 
 
 def alternatives(plan: Plan) -> dict[str, int]:
-    """Return options that let more generations fit a device, and how many: the most helpful first."""
-    changes: dict[str, dict[str, Any]] = {
-        "--state-dtype fp16": {"state_dtype": "fp16"},
-        "--quantize int8": {"quantize": "int8"},
-        "--optimizer sgd": {"optimizer": "sgd"},
-        "--rank 1": {},
-    }
-    if plan.device.kind == "cpu":
-        changes["--dtype bf16 --master stochastic"] = {"dtype": "bf16", "master": "stochastic"}
-    found = {}
-    for text, change in changes.items():
-        load, rank = plan.load._replace(**change), 1 if text == "--rank 1" else plan.config.rank
-        targets = targets_of(plan.header.arch, plan.config.targets, rank)
-        if "dtype" in change or "quantize" in change:
-            load = load._replace(engine=_engine(plan.config, targets, load.device, load.dtype, load.quantize))
-        slots, _ = most_slots(plan.device.memory, plan.header.arch, targets, load)
-        if slots > plan.most:
-            found[text] = slots
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    """Return options that let more generations fit a device, and how many: the most helpful first.
+
+    Several options at once only if nothing fits with one of them.
+    """
+    changes = [change for change in _CHANGES if any(getattr(plan.config, n) != v for n, v in _CHANGES[change].items())]
+    for count in range(1, len(changes) + 1 if not plan.most else 2):
+        together = {" ".join(texts): _most_with(plan, texts) for texts in combinations(changes, count)}
+        found = {text: slots for text, slots in together.items() if slots > plan.most}
+        if found:
+            return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return {}
 
 
-def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, quantize: str = "") -> str:
+def _most_with(plan: Plan, texts: tuple[str, ...]) -> int:
+    values = {name: value for text in texts for name, value in _CHANGES[text].items()}
+    config = replace(plan.config, **values)
+    targets = targets_of(plan.header.arch, config.targets, config.rank)
+    load = load_of(config, plan.header, targets, plan.device.kind, plan.load.processes)
+    return most_slots(plan.device.memory, plan.header.arch, targets, load)[0]
+
+
+def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str) -> str:
     """Return the engine that `auto` chooses: fused kernels if they know all targets."""
     if config.engine != "auto":
         return config.engine
-    is_plain = (quantize or config.quantize) == "none"
+    is_plain = config.quantize == "none"
     outside = ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
     if not is_plain or any(target.is_full and name not in outside for name, target in targets.items()):
         return "torch"

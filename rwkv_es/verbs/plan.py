@@ -143,7 +143,8 @@ def _disk(made: Plan) -> list[str]:
     disk = disk_of(made)
     lines = [
         f"disk: {size(disk.total)} in the run folder: snapshots {made.config.keep} + the best + one being written of "
-        f"{size(disk.snapshot)}, the export {size(disk.export)}, ledger {size(disk.ledger)}; {size(disk.free)} are free"
+        f"{size(disk.snapshot)}, the export {size(disk.export)}, ledger {size(disk.ledger)}; {size(disk.free)} are "
+        "free here"
     ]
     if disk.total > disk.free:
         lines.append("  change: --keep 1, or --run FOLDER on a larger disk")
@@ -165,12 +166,19 @@ def _time(made: Plan) -> list[str]:
     lines = [
         f"time ({kind}): a step {duration(step)} at most = answers {duration(found.generate_s)} + update "
         f"{duration(found.update_s)}; {found.tokens_per_s:,.0f} tokens/s read and written; {config.steps} steps "
-        f"{duration(config.steps * step)}, without evaluations",
+        f"{duration(config.steps * step)}{_evaluations(made)}",
         f"  a tick {1e3 * tick.writing:.3g} ms = products {1e3 * tick.products:.3g} + states, factors and all else "
         f"{1e3 * (tick.others + tick.rest):.3g} + logits {1e3 * tick.head:.3g}",
         f"  from {device.flops / 1e9:,.0f} GFLOP/s and {device.bandwidth / 1e9:,.3g} GB/s",
     ]
     return lines
+
+
+def _evaluations(made: Plan) -> str:
+    if made.evaluation is None:
+        return ""
+    every, found = made.config.eval_every, made.evaluation.generate_s
+    return f", an evaluation of {made.config.eval_size} problems {duration(found)} (every {every} steps)"
 
 
 def _walk(config: Config) -> list[str]:

@@ -75,7 +75,7 @@ def test_devices_are_read_as_they_are_written():
         ("h100", "did you mean h100-80"),
         ("0xh100-80", "one device or more"),
         ("", "may be l4-24"),
-        ("8", "there is no '8' in the table"),
+        ("8", "'8' is not in the table"),
     ],
 )
 def test_other_devices_are_refused(spec, words):

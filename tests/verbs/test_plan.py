@@ -42,6 +42,14 @@ def test_every_size_on_every_card_fits_or_says_what_to_change(model, card):
             assert planned(model=model, gpus=card, population=1024, slots=slots, **values).fits
 
 
+def test_several_changes_are_proposed_where_one_is_not_enough():
+    options = {"model": "13.3b", "gpus": "rtx4090-24", "optimizer": "adam"}  # weights 26.5 GB, moments 102 GB
+    assert list(alternatives(planned(**options))) == ["--quantize int8 --optimizer sgd"]
+    assert planned(**{**options, "optimizer": "sgd"}, quantize="int8", slots=8).fits
+    assert alternatives(planned(**{**options, "gpus": "4gb"})) == {}
+    assert "a smaller model" in "\n".join(plan_lines(planned(**{**options, "gpus": "4gb"})))
+
+
 def test_what_fits_which_card():
     """Weights of 13.3B in bf16 are 26.5 GB, of 7.2B 14.4 GB: facts that no engine changes."""
     assert not planned(model="13.3b", gpus="rtx4090-24").most
