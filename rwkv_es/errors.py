@@ -42,9 +42,11 @@ def cause(error: BaseException) -> str:
     except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
         return type(error).__name__
     said = said if len(said) <= MAX_CAUSE_CHARS else f"{said[:MAX_CAUSE_CHARS]} ..."
-    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
-    if frame is None:
+    others = [frame for frame in frames if not _is_ours(frame.filename)]
+    users = [frame for frame in others if not _is_installed(frame.filename)]
+    if not others:
         return said
+    frame = (users or others)[-1]
     return f"{said} ({os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line})"
 
 
@@ -56,8 +58,13 @@ def _in_a_line(error: BaseException) -> str:
     return " ".join(next(iter(lines)).split())
 
 
-def _is_users(file: str) -> bool:
-    """Tell a file of the user's, or a built-in task's, from this package's modules and installed libraries."""
-    here, library = os.path.dirname(__file__), os.path.dirname(os.__file__)
-    is_ours = file.startswith(here + os.sep) and not file.startswith(os.path.join(here, "tasks") + os.sep)
-    return not (is_ours or file.startswith(("<", library + os.sep)) or "site-packages" in file)
+def _is_ours(file: str) -> bool:
+    """Tell this package's modules, and what has no file, from a user's files and the built-in tasks."""
+    here = os.path.dirname(__file__)
+    return file.startswith("<") or (
+        file.startswith(here + os.sep) and not file.startswith(os.path.join(here, "tasks") + os.sep)
+    )
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(os.path.dirname(os.__file__) + os.sep) or "site-packages" in file

@@ -73,7 +73,7 @@ def _each(score: Callable[[Answer], Outcome]) -> Callable[[Sequence[Answer]], li
 
 def _sum(weighted: Sequence[Weighted], names: Sequence[str], outcomes: Sequence[Outcome]) -> Outcome:
     """Add up what several rewards say of one answer."""
-    values = [number(outcome.value) for outcome in outcomes]
+    values = [number(outcome.value, f"the reward {name}") for name, outcome in zip(names, outcomes)]
     logs = {f"log/{key}": value for outcome in outcomes for key, value in outcome.logs.items()}
     logs.update({f"reward/{name}": value for name, value in zip(names, values) if value is not None})
     terms = [part.weight * value for part, value in zip(weighted, values) if value is not None]

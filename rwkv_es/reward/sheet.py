@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
 def too_many_failed(num_failed: float, timeouts: float, size: float, limit: float, scores: Scores) -> RewardError:
     """Return the error of a reward that failed too often, with the first failure that `scores` know of."""
-    first = f"The first failure: {scores.first_cause}\n{scores.first_error}" if scores.causes else "None of them here."
+    first = f"The first failure: {scores.first_cause}" if scores.causes else "None of them here."
     return RewardError(
         f"the reward failed on {num_failed:g} of {size:g} answers, {timeouts:g} of them out of time; the limit is "
         f"{limit:.0%}. Mend the reward, or raise reward_error_limit or reward_timeout. {first}"

@@ -13,7 +13,7 @@ from typing import Any
 LARGEST = 1e30  # of a reward's size: float64 holds the sums and squares of such numbers, float32 the steps they make
 
 
-def number(value: Any) -> float | None:
+def number(value: Any, what: str = "the reward") -> float | None:
     """Return a reward as a float: Python's, numpy's and torch's numbers, arrays of one entry; None stays None.
 
     Raises:
@@ -22,14 +22,14 @@ def number(value: Any) -> float | None:
     if value is None:
         return None
     if callable(getattr(value, "item", None)):  # arrays and tensors, on any device
-        value = _only_entry(value)
+        value = _only_entry(value, what)
     if not isinstance(value, (Real, Decimal)):
-        raise TypeError(f"the reward must be a number or None (not applicable); got {type(value).__name__}")
+        raise TypeError(f"{what} must be a number or None (not applicable); got {type(value).__name__}")
     found = float(value)
     if not math.isfinite(found):
-        raise ValueError(f"the reward must be finite, or None (not applicable); got {found}")
+        raise ValueError(f"{what} must be finite, or None (not applicable); got {found}")
     if abs(found) > LARGEST:
-        raise ValueError(f"the reward must lie between {-LARGEST:g} and {LARGEST:g}; got {found:g}")
+        raise ValueError(f"{what} must lie between {-LARGEST:g} and {LARGEST:g}; got {found:g}")
     return found
 
 
@@ -78,9 +78,9 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _only_entry(value: Any) -> Any:
+def _only_entry(value: Any, what: str) -> Any:
     try:
         return value.item()
     except (ValueError, RuntimeError, TypeError):
         shape = tuple(getattr(value, "shape", ()))
-        raise TypeError(f"the reward must be one number; got {type(value).__name__} of shape {shape}") from None
+        raise TypeError(f"{what} must be one number; got {type(value).__name__} of shape {shape}") from None

@@ -68,6 +68,7 @@ def load_tasks(spec: str, data: str = "") -> Task:
     sources = _sources(data, [part.spec for part in named]) if data else {}
     parts = tuple(load_task(part.spec, sources.get(part.spec, "")) for part in named)
     weights = [part.weight for part in named]
+    whole_weights(weights)  # refused now, not when problems are asked for
 
     def problems(split: str) -> Sequence[Problem]:
         return Mixed([part.problems(split) for part in parts], weights)
@@ -114,11 +115,23 @@ def overlap(train: Sequence[Problem], test: Sequence[Problem]) -> int:
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Return small whole numbers in the proportion of the weights; those that are not whole count in per cent."""
+    """Return small whole numbers in the proportion of the weights; those that are not whole count in per cent.
+
+    Where a weight is under half a per cent of all, they count in per mille.
+
+    Raises:
+        TaskError: a weight is so small beside the others that its task would hardly ever be asked.
+    """
     total = sum(weights)
     is_whole = all(float(weight).is_integer() for weight in weights) and total <= LONGEST_CYCLE
-    whole = [int(weight) if is_whole else max(1, round(100 * weight / total)) for weight in weights]
-    return [number // math.gcd(*whole) for number in whole]
+    scales = [total] if is_whole else [100, LONGEST_CYCLE]
+    for whole in ([round(scale * (weight / total)) for weight in weights] for scale in scales):
+        if all(whole):
+            return [number // math.gcd(*whole) for number in whole]
+    raise TaskError(
+        f"a task of a mixture must be at least one problem in {2 * LONGEST_CYCLE}; the weights are "
+        f"{', '.join(f'{weight:g}' for weight in weights)}: bring them nearer to each other"
+    )
 
 
 def _named(part: str) -> Named:

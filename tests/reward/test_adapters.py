@@ -397,6 +397,7 @@ def test_sums_beyond_any_use_are_failures_and_reach_no_metric(tmp_path):
     with pool_with(spec, 0) as pool:
         scores = pool.score([PROBLEM] * 4, ["1e308", "9e29", "-1e308", "2"])
     assert (scores.rewards, scores.errors) == ([0.0, 0.0, 0.0, 5.0], 3)
+    assert scores.first_cause == "ValueError: the reward a must lie between -1e+30 and 1e+30; got 1e+308"
     assert scores.metrics == {"log/log": 2.0, "reward/a": 2.0, "reward/v": 1.0}
 
 

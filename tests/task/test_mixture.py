@@ -47,12 +47,25 @@ def test_what_is_drawn_depends_on_seed_and_position_alone():
         ([2, 4], [1, 2]),
         ([0.3, 0.7], [3, 7]),
         ([1.5, 1.5], [1, 1]),
-        ([1e-6, 1], [1, 100]),
+        ([1, 99], [1, 99]),
         ([5], [1]),
     ],
 )
 def test_weights_become_whole_numbers(weights, whole):
     assert whole_weights(weights) == whole
+
+
+@pytest.mark.parametrize(
+    ("weights", "whole"), [((1, 1500), [1, 999]), ((0.002, 0.998), [1, 499]), ((0.3, 99.7), [3, 997])]
+)
+def test_small_weights_are_not_rounded_up_to_a_per_cent(weights, whole):
+    assert whole_weights(weights) == whole
+
+
+@pytest.mark.parametrize("weights", ["copy=1,countdown=5000", "copy=1e-9,countdown=1", "copy=1e308,countdown=1e-308"])
+def test_weights_too_far_apart_are_refused(weights):
+    with pytest.raises(TaskError, match="at least one problem in 2000"):
+        load_tasks(weights)
 
 
 def test_as_a_list_every_problem_is_there_once_in_about_the_proportion_of_the_weights():
