@@ -159,7 +159,8 @@ def disk_of(plan: Plan) -> Disk:
     moved = sum(math.prod(t.batch) * t.p * t.q for t in plan.targets.values())
     weights = sum(n if name in in_8_bits else width * n for name, n in entries.items())
     snapshot = weights + 4 * MOMENTS[load.optimizer] * moved
-    ledger = config.steps * (8 * config.population * config.prompts + 22 * config.population + 2000)
+    numbers = config.population * (config.prompts + 1)  # packed, 8 bytes each at worst, written as text
+    ledger = config.steps * (11 * numbers + 3000)
     place = run_folder(config).absolute()
     while not place.exists():
         place = place.parent
