@@ -26,36 +26,21 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]], flush: bool = False) -
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read a file of JSON lines and the bytes that they take: a last line that a crash has torn is left out.
+def stream_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield a file's JSON lines, as they are and parsed, one at a time; a last line that a crash has torn is left out.
 
     Raises:
         ConfigError: another line is broken.
     """
-    data = path.read_bytes() if path.exists() else b""
-    *lines, tail = data.split(b"\n")  # what follows the last newline is torn
-    rows, num_bytes = [], 0
-    for number, text in enumerate(lines, 1):
-        row = _parse(text)
-        if row is None and (number < len(lines) or tail):
-            raise ConfigError(f"{path} line {number} is broken; restore the file, or choose another --run")
-        if row is not None:
-            rows.append(row)
-            num_bytes += len(text) + 1
-    return rows, num_bytes
-
-
-def recover_lines_(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; cut a torn last line off the file.
-
-    Raises:
-        ConfigError: another line is broken, or the file cannot be written.
-    """
-    rows, num_bytes = read_lines(path)
-    if path.exists() and path.stat().st_size > num_bytes:
-        with writing(path):
-            os.truncate(path, num_bytes)
-    return rows
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            row = _parse(text) if text.endswith(b"\n") else None
+            if row is not None:
+                yield text, row
+            elif file.read(1):
+                raise ConfigError(f"{path} line {number} is broken; restore the file, or choose another --run")
 
 
 def read_sound_lines(path: Path) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ class Cluster:
             ConfigError: a process was started with different options or versions.
         """
         threads = options.get("threads") or torch.get_num_threads()  # sums may depend on it
-        named = {name: without_folders(value) for name, value in options.items() if name not in BY_CONTENT}
+        named = {name: without_folders(name, value) for name, value in options.items() if name not in BY_CONTENT}
         self.hosts = [self.broadcast(socket.gethostname(), source) for source in range(self.size)]
         self.compare(
             {**named, "threads": threads, "rwkv_es": __version__, "torch": torch.__version__}, "was started with"

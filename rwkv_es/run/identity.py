@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,8 @@ from rwkv_es.task.task import Generated, Problem, Task
 FREE = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "free"}
 # What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
 LASTING = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "same"} | {"base_sha256"}
-BY_CONTENT = {"model", "data", "tokenizer"}  # paths: what they hold counts, not where it is
+BY_CONTENT = {"model", "data", "tokenizer", "reward"}  # paths: what they hold counts, not where it is
+_WITH_PATHS = {"task", "shots", "run"}
 FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
 BEST_SINCE = "best_since"  # the same: the step from which on held-out scores can be compared
 CONTENTS = {
@@ -39,7 +41,7 @@ def contents(config: Config, task: Task, tokenizer: Tokenizer) -> dict[str, str]
     own = [
         path for part in parts if (path := Path(part).expanduser()).exists() and ("/" in part or part.endswith(".py"))
     ]
-    references = [part.strip().rpartition("=")[0] or part.strip() for part in config.reward.split(",") if part.strip()]
+    references = [part.strip() for part in config.reward.split(",") if part.strip()]
     shots = Path(config.shots).expanduser()
     return {
         "problems_sha256": _digest(_of_problems(task)),
@@ -70,19 +72,32 @@ def _of_problems(task: Task) -> Iterable[bytes]:
             )
 
 
+def _stable(value: Any) -> Any:
+    """Return a value in a form whose repr is the same in every process: sets sorted, objects by their type."""
+    if isinstance(value, Mapping):
+        return sorted((str(key), _stable(part)) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_stable(part) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(_stable(part)) for part in value)
+    return value if isinstance(value, (str, bytes, int, float, bool, type(None))) else type(value).__name__
+
+
 def _python_files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def _code_of(reference: str) -> bytes:
     """Return the text of the file that a reward is loaded from, or its name where there is none to read."""
-    where, _, name = reference.rpartition(":" if ":" in reference else ".")
+    function = reference.rpartition("=")[0] or reference
+    where, _, name = function.rpartition(":" if ":" in function else ".")
+    name += reference.removeprefix(function)  # its weight
     try:
         if where.endswith(".py"):
             return name.encode() + Path(where).expanduser().read_bytes()
         spec = importlib.util.find_spec(where) if where and not reference.startswith("builtin:") else None
         return name.encode() + Path(spec.origin).read_bytes() if spec and spec.origin else reference.encode()
-    except (OSError, ImportError, ValueError, AttributeError):
+    except Exception:  # noqa: BLE001 - finding a module runs the packages around it
         return reference.encode()
 
 
@@ -99,7 +114,7 @@ def provenance(base: Path) -> dict[str, str]:
         "rwkv_es": __version__,
         "torch": version("torch"),
         "python": platform.python_version(),
-        "base": str(base.resolve()),
+        "base": os.path.abspath(base),  # not what a link leads to: names say something
         "base_sha256": checkpoint.sha256(base),
     }
 
@@ -125,18 +140,31 @@ def check_same_run(
     if (forked_at := past.get(FORKED_AT)) is not None:
         made_with[FORKED_AT] = forked_at
         names = [name for name in names if name in LASTING or next_step > forked_at]
-    differing = [name for name in names if without_folders(before[name]) != without_folders(now[name])]
+    differing = [name for name in names if without_folders(name, before[name]) != without_folders(name, now[name])]
     changes = [f"{name} {before[name]} (now {now[name]})" for name in differing]
     if changes:
         raise ConfigError(f"{folder} holds a run with {', '.join(changes)}; choose another --run, or give its options")
     changed = [words for key, words in CONTENTS.items() if past.get(key, made_with.get(key)) != made_with.get(key)]
+    if before["eval_size"] != options["eval_size"]:
+        changed.append("the number of held-out problems (eval_size)")
     made_with[BEST_SINCE] = next_step if changed else past.get(BEST_SINCE, 0)
     return made_with, changed
 
 
-def without_folders(value: Any) -> Any:
+def without_folders(name: str, value: Any) -> Any:
     """Return an option's value without the folders of the paths in it."""
-    return re.sub(r"[^,=]*/", "", value) if isinstance(value, str) else value
+    return re.sub(r"[^,=]*/", "", value) if name in _WITH_PATHS else value
+
+
+def made_by_a_run(folder: Path) -> bool:
+    """Say whether a folder is a run's: its config.yaml says what it was made with."""
+    try:
+        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return bool(any(folder.glob("snapshots/step-*")))  # and the ledger is missed by name
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    return isinstance(values, dict) and isinstance(values.get(PROVENANCE), dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

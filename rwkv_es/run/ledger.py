@@ -8,6 +8,7 @@ snapshots              see snapshots.py
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from rwkv_es.config.options import PROVENANCE, model_name
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.model import checkpoint
-from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, provenance, read_config
+from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, made_by_a_run, provenance, read_config
 from rwkv_es.run.lock import Lock
-from rwkv_es.run.record import in_memory, sealed, unsealed
+from rwkv_es.run.record import in_memory, sealed, stream
 from rwkv_es.run.snapshots import (
     Best,
     Snapshot,
@@ -29,11 +30,12 @@ from rwkv_es.run.snapshots import (
     is_whole,
     latest_snapshot,
     named_best,
+    prune,
     save_snapshot,
     snapshot_steps,
 )
 
-_OUTPUTS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "snapshots")
+_OUTPUTS = ("config.yaml", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "snapshots", "tensorboard")
 
 
 class Ledger:
@@ -90,9 +92,7 @@ class Ledger:
         self._lock.check()
         row = sealed(self._seal, step)
         files.append(self.folder / "ledger.jsonl", [row], flush=True)
-        self.steps.append(in_memory(step))
-        self.num_without_signal += not any(step.fitness)
-        self._seal = row["seal"]
+        self._note(step, row["seal"])
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a line of scalars."""
@@ -106,6 +106,7 @@ class Ledger:
         self, step: int, params: checkpoint.Params, optimizer: Mapping[str, Any], best_score: float | None = None
     ) -> None:
         """Save the weights after `step` steps, see `snapshots.save_snapshot`."""
+        self._lock.check()
         save_snapshot(self.folder, Snapshot(step, params, dict(optimizer)), self.keep, best_score)
 
     def latest_snapshot(self) -> Snapshot | None:
@@ -131,8 +132,8 @@ class Ledger:
         self.save_snapshot(step, params, optimizer, named.score)
 
     def has_snapshot(self, step: int) -> bool:
-        """Say whether there is a snapshot of the weights after `step` steps."""
-        return step in snapshot_steps(self.folder)
+        """Say whether there is a whole snapshot of the weights after `step` steps."""
+        return is_whole(self.folder, step)
 
     def held_out(self, step: int) -> float | None:
         """Return the held-out score noted for the weights after `step` steps."""
@@ -161,19 +162,29 @@ class Ledger:
             raise ConfigError(f"{self.folder} holds a run; choose another --run, or continue it with --resume auto")
         if not path.exists() and snapshot_steps(self.folder):
             raise ConfigError(f"{self.folder} has snapshots but no ledger.jsonl; restore it, or choose another --run")
-        rows = files.recover_lines_(path)
-        self.steps = [in_memory(step) for step, _ in unsealed(path, rows)]
-        self.num_without_signal = sum(not any(step.fitness) for step in self.steps)
-        self._seal = rows[-1]["seal"] if rows else ""
+        end = 0
+        for line in stream(path):
+            self._note(line.step, line.seal)
+            end = line.end
         if self.steps or snapshot_steps(self.folder):
             made_with, self.changed = check_same_run(self.folder, options, made_with, self.next_step)
         with files.writing(self.folder):
+            if not (self.folder / "config.yaml").exists():  # first of all: it says that this is a run's folder
+                files.replace(self.folder / "config.yaml", config_text(options, made_with))
             path.touch()
+            if path.stat().st_size > end:  # what a crash has torn
+                os.truncate(path, end)
             (self.folder / "snapshots").mkdir(exist_ok=True)
             self._drop_untaken_()
             if self.changed:
                 forget_best(self.folder)
+            prune(self.folder, self.keep)
             files.replace(self.folder / "config.yaml", config_text(options, made_with))
+
+    def _note(self, step: Step, seal: str) -> None:
+        self.steps.append(in_memory(step))
+        self.num_without_signal += not any(step.fitness)
+        self._seal = seal
 
     def _drop_untaken_(self) -> None:
         """Remove what is there of steps that will be taken again, or was left half done."""
@@ -201,10 +212,19 @@ def best_since(folder: Path) -> int:
 
 def best_weights(folder: Path) -> Best | None:
     """Return which weights answered held-out problems best: a snapshot's, or those before training (step 0)."""
-    before, found = held_out(folder, 0) if best_since(folder) == 0 else None, best(folder)
+    before, found = held_out(folder, 0) if best_since(folder) == 0 else None, best(folder) or _best_noted(folder)
     if before is not None and (found is None or found.score <= before):
         return Best(0, before)
     return found
+
+
+def _best_noted(folder: Path) -> Best | None:
+    """Return the best of the snapshots by the metrics, where the note of the best is there but damaged."""
+    if named_best(folder) is not None or not (folder / "snapshots" / "best.json").exists():
+        return None
+    scores = {step: held_out(folder, step) for step in snapshot_steps(folder) if step >= best_since(folder)}
+    known = [Best(step, score) for step, score in scores.items() if score is not None]
+    return max(known, key=lambda found: found.score, default=None)
 
 
 def default_export(run: Path, base: Path) -> Path:
@@ -221,10 +241,10 @@ def default_export(run: Path, base: Path) -> Path:
 
 def _refuse_strangers(folder: Path, exported: Path) -> None:
     """Refuse to start a run among files that no run has made: they would be replaced."""
-    if (folder / "ledger.jsonl").exists() or snapshot_steps(folder):
+    if made_by_a_run(folder):
         return
-    outputs = [*(folder / name for name in _OUTPUTS), exported, exported.with_suffix(".tokenizer.json")]
-    if there := [path.name for path in outputs if path.exists()]:
+    beside = (exported, *(exported.with_name(exported.stem + end) for end in (".tokenizer.json", "-state.pth")))
+    if there := [path.name for path in (*(folder / name for name in _OUTPUTS), *beside) if os.path.lexists(path)]:
         raise ConfigError(
             f"{folder} holds {', '.join(there)}, which no run has made and a run would replace; choose another --run"
         )

@@ -4,6 +4,7 @@ flock holds between the processes of a host; on network file systems each host m
 says who has the folder, and is written anew every few seconds: who finds it watches whether it changes.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,9 +18,9 @@ from typing import Any
 from rwkv_es import files
 from rwkv_es.errors import ConfigError
 
-FILE = "lock.json"
+FILE = ".rwkv-es-lock.json"
 HEARTBEAT_S = 2.0
-PATIENCE_S = 10.0  # how long a file that another host has written may stay as it is before it counts as left behind
+PATIENCE_S = 60.0  # how long a file that another host has written may stay as it is before it counts as left behind
 
 
 class Lock:
@@ -33,7 +34,7 @@ class Lock:
         """
         self.path = folder / FILE
         self._handle = _flock(folder)
-        self._mine = {
+        self._mine: dict[str, Any] = {
             "host": socket.gethostname(),
             "system": _system(),
             "pid": os.getpid(),
@@ -72,27 +73,48 @@ class Lock:
 
     def _take(self) -> None:
         found = _read(self.path)
+        if found is None and self._created():
+            return
         if found is not None and _is_alive(self.path, found):
             raise ConfigError(
                 f"{_name(found)} is training in {self.path.parent}; wait for it, or choose another --run. If you know "
                 f"that it is gone, remove {self.path}"
             )
         self._write(0)
-        if found is not None:
-            time.sleep(0.2)  # two that found the same file behind: the last one has it
-            self.check()
+        time.sleep(0.2)  # two that found the same file left behind: the last one has it
+        self.check()
+
+    def _created(self) -> bool:
+        """Make the file, unless there is one: of several hosts that start at once one succeeds."""
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(self._text(0))
+        return True
 
     def _beat(self) -> None:
         count = 1
         while not self._released.wait(HEARTBEAT_S):
             found = _read(self.path)
-            if found is None or found.get("token") != self._mine["token"]:
-                return
-            self._write(count)
+            if found is not None and found.get("token") != self._mine["token"]:
+                return  # `check` tells it
+            with contextlib.suppress(OSError):  # a full disk, say: the next beat tries again
+                self._write(count)
             count += 1
 
     def _write(self, count: int) -> None:
-        files.replace(self.path, files.line({**self._mine, "heartbeat": count}))
+        """Replace the file; it is not flushed to the disk, which may take long, since only others' eyes matter."""
+        partial = self.path.with_name(f"{self.path.name}-{self._mine['token'][:8]}")
+        try:
+            partial.write_text(self._text(count), encoding="utf-8")
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _text(self, count: int) -> str:
+        return files.line({**self._mine, "heartbeat": count})
 
 
 def _flock(folder: Path) -> int:
@@ -114,11 +136,13 @@ def _is_alive(path: Path, found: dict[str, Any]) -> bool:
     """Say whether the process that wrote a lock is there: by its number on this system, else by its heartbeat."""
     if found.get("system") == _system():
         return _started(str(found.get("pid"))) == found.get("started") != ""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    deadline, num_missing = time.monotonic() + PATIENCE_S, 0
+    while time.monotonic() < deadline and num_missing < 3:  # one reading may fail while the file is replaced
         time.sleep(HEARTBEAT_S / 4)
-        if (now := _read(path)) != found:
-            return now is not None
+        now = _read(path)
+        if now is not None and now != found:
+            return True
+        num_missing = num_missing + 1 if now is None else 0
     return False
 
 
@@ -144,13 +168,16 @@ def _system() -> str:
 
 
 def _started(pid: str) -> str:
-    """Return when a process of this system started, as the kernel counts; "" where there is none or nobody knows."""
+    """Return when a process of this system started, as the kernel counts; "" where there is none or it has ended."""
     try:
-        status = Path("/proc", pid, "stat").read_text(encoding="ascii", errors="replace")
-        return status.rpartition(")")[2].split()[19]
+        status = Path("/proc", pid, "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return "" if status[0] in "ZX" else status[19]
     except (OSError, IndexError):
-        try:
-            os.kill(int(pid) if pid != "self" else os.getpid(), 0)
-        except (OSError, ValueError):
-            return ""
+        pass
+    try:
+        os.kill(int(pid) if pid != "self" else os.getpid(), 0)
+    except PermissionError:
         return "running"
+    except (OSError, ValueError):
+        return ""
+    return "" if Path("/proc/self/stat").exists() else "running"

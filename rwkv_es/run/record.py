@@ -5,9 +5,9 @@ import math
 import zlib
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,10 @@ def unpacked(written: Any) -> list[Any]:
         return list(written)
     kind, shape, text = written.split(" ")
     size = math.prod(map(int, shape.split("x")))
-    data = zlib.decompress(b64decode(text, validate=True))
+    try:
+        data = zlib.decompressobj().decompress(b64decode(text, validate=True), 16 * size + 9 * _LARGEST_TABLE)
+    except zlib.error as error:
+        raise ValueError(f"damaged numbers: {error}") from None
     if kind == "table":
         count = data[0] + 1
         table, bits = np.frombuffer(data[1 : 1 + 8 * count], "<f8"), np.frombuffer(data[1 + 8 * count :], np.uint8)
@@ -79,43 +82,49 @@ def chained(steps: Sequence[Step]) -> list[dict[str, Any]]:
     return rows
 
 
-def unsealed(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Step, str]]:
-    """Return the steps in a ledger's rows, each with its seal.
+class Line(NamedTuple):
+    """A step as it was read."""
+
+    step: Step  # its rewards as they are written
+    seal: str
+    end: int  # of the line in the file, in bytes
+
+
+def stream(path: Path) -> Iterator[Line]:
+    """Read a ledger line by line; a last line that a crash has torn is left out.
 
     Raises:
-        ConfigError: a row is not the one that was written; it is named.
+        ConfigError: a line is not the one that was written; it is named.
     """
-    steps: list[tuple[Step, str]] = []
-    texts = path.read_bytes().split(b"\n") if rows else []
-    for number, row in enumerate(rows):
+    seal, end = "", 0
+    for number, (text, row) in enumerate(files.stream_lines(path)):
         fields = {name: value for name, value in row.items() if name != "seal"}
-        seal = _seal(steps[-1][1] if steps else "", fields)
         if set(fields) != set(Step._fields) or fields["step"] != number:
             raise ConfigError(
                 f"{path} line {number + 1} is not step {number}; restore the file, or choose another --run"
             )
-        if seal != row.get("seal") or files.line(row).encode() != texts[number] + b"\n":
+        seal, end = _seal(seal, fields), end + len(text)
+        if seal != row.get("seal") or files.line(row).encode() != text:
             raise ConfigError(
                 f"{path} line {number + 1} (step {number}) is not what was written: its seal is broken; "
                 "restore the file, or choose another --run"
             )
-        steps.append((Step(**{**fields, "fitness": unpacked(fields["fitness"])}), seal))
-    return steps
+        yield Line(Step(**{**fields, "fitness": unpacked(fields["fitness"])}), seal, end)
 
 
 def read_steps(folder: Path) -> list[Step]:
-    """Read a run folder's steps; nothing is changed there.
+    """Read a run folder's steps, their rewards as they are written (see `unpacked`); nothing is changed there.
 
     Raises:
         ConfigError: a line is broken, even the last one, or is not the one that was written.
     """
     path = folder / "ledger.jsonl"
-    rows, num_bytes = files.read_lines(path)
-    if path.exists() and path.stat().st_size > num_bytes:
+    lines = list(stream(path))
+    if path.exists() and path.stat().st_size > (lines[-1].end if lines else 0):
         raise ConfigError(
-            f"{path} line {len(rows) + 1} is torn or damaged; rwkv-es train drops it and takes that step again"
+            f"{path} line {len(lines) + 1} is torn or damaged; rwkv-es train drops it and takes that step again"
         )
-    return [step for step, _ in unsealed(path, rows)]
+    return [line.step for line in lines]
 
 
 def _seal(seal_before: str, row: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
         files.sync(target.parent)
         if best_score is not None:
             note_best(folder, Best(snapshot.step, best_score))
-        _prune(folder, keep)
+        prune(folder, keep)
 
 
 def snapshot_steps(folder: Path) -> list[int]:
@@ -94,7 +94,7 @@ def latest_snapshot(
 def is_whole(folder: Path, step: int) -> bool:
     """Say whether the files of a snapshot are there and as they were written."""
     try:
-        _check_files(_folder_of(folder, step))
+        _check_files(_folder_of(folder, step), step)
     except CheckpointError:
         return False
     return True
@@ -107,7 +107,7 @@ def read_snapshot(folder: Path, step: int) -> Snapshot:
         CheckpointError: a file is missing or damaged.
     """
     path = _folder_of(folder, step)
-    _check_files(path)
+    _check_files(path, step)
     params, _ = checkpoint.load(path / "model.pth", may_be_int8=True)
     try:
         return Snapshot(step, params, torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
@@ -157,7 +157,8 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int) -> None:
+    """Remove all snapshots but the best and the last `keep` others."""
     known = best(folder)
     others = [step for step in snapshot_steps(folder) if known is None or step != known.step]
     for step in others[:-keep]:
@@ -168,11 +169,11 @@ def _folder_of(folder: Path, step: int) -> Path:
     return folder / "snapshots" / f"step-{step:06d}"
 
 
-def _check_files(path: Path) -> None:
+def _check_files(path: Path, step: int) -> None:
     try:
         meta = json.loads((path / "meta.json").read_bytes())
         changed = [name for name in _FILES if checkpoint.sha256(path / name) != meta["sha256"][name]]
-        changed += ["meta.json"] if meta.pop("seal") != _seal(meta) else []
+        changed += ["meta.json"] if meta.pop("seal") != _seal(meta) or meta["step"] != step else []
     except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({type(error).__name__})") from None
     if changed:

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.es.update import checksum
 from rwkv_es.files import writing
 from rwkv_es.model import checkpoint
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, default_export
+from rwkv_es.run.made import note, refuse_foreign
+from rwkv_es.run.record import read_steps
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
 
 _SUFFIXES = (".pth", ".safetensors")
@@ -33,7 +36,11 @@ def export(config: Config) -> Path:
     options = read_config(run)
     base = Path(options[PROVENANCE]["base"])
     out = Path(config.out) if config.out else default_export(run, base)
-    if out.exists() and out.resolve() != default_export(run, base).resolve():
+    is_own = out.absolute() == default_export(run, base).absolute()
+    if is_own:
+        for path in _outputs(out):
+            refuse_foreign(run, path)
+    elif out.exists():
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     sha256 = options[PROVENANCE]["base_sha256"]
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
@@ -41,6 +48,8 @@ def export(config: Config) -> Path:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
     for path in export_params(snapshot.params, base, out):
         print(f"wrote {path} (weights after {snapshot.step} steps)")
+        if is_own:
+            note(run, path)
     return out
 
 
@@ -69,6 +78,11 @@ def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path
     return [out, *written]
 
 
+def _outputs(out: Path) -> list[Path]:
+    """Return what an export may write: the weights, the tokenizer, the initial state."""
+    return [out, *(out.with_name(out.stem + end) for end in (".tokenizer.json", "-state.pth"))]
+
+
 def _refuse_another_base(base: Path, sha256: str, what: str) -> None:
     if not base.exists() or checkpoint.sha256(base) != sha256:
         raise CheckpointError(f"{what} the base {base} of sha256 {sha256}; it is not there, restore it")
@@ -85,12 +99,27 @@ def _choose(run: Path, weights: str) -> Snapshot | None:
         )
         return None
     if weights == "best" and known is not None:
-        return read_snapshot(run, known.step)
+        return _as_recorded(run, read_snapshot(run, known.step))
     if weights == "best":
         print("rwkv-es: no held-out evaluation in this run, so its last weights are exported", file=sys.stderr)
     snapshot = latest_snapshot(run)
     if snapshot is None:
         raise ConfigError(f"{run} has no readable snapshot yet; train on, or lower --snapshot-every")
+    return _as_recorded(run, snapshot)
+
+
+def _as_recorded(run: Path, snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot whose weights are those that the ledger has recorded.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    recorded = {step.step + 1: step.checksum for step in read_steps(run)}.get(snapshot.step)
+    if recorded is not None and checksum(snapshot.params) != recorded:
+        raise CheckpointError(
+            f"the snapshot of step {snapshot.step} in {run} has other weights than the ledger says; remove it, and "
+            "rwkv-es resume builds it again"
+        )
     return snapshot
 
 

@@ -117,7 +117,7 @@ def _write_fork(folder: Path, target: Path, steps: list[Step], es: ES) -> None:
     with files.writing(target):
         (target / "snapshots").mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
-            past, _ = files.read_lines(folder / name)
+            past = files.read_sound_lines(folder / name)
             files.append(target / name, [row for row in past if row["step"] <= len(steps)])
         snapshot = Snapshot(len(steps), es.weights(), es.optimizer_state())
         files.replace(target / "config.yaml", config_text(options, made_with))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rwkv_es.files import read_lines, replace, writing
+from rwkv_es.files import read_sound_lines, replace, writing
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights
+from rwkv_es.run.made import note, refuse_foreign
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6
@@ -48,11 +49,13 @@ def write_report(run_folder: Path) -> Path:
         ConfigError: the folder holds no run, a file of it is broken, or the page cannot be written.
     """
     options = read_config(run_folder)
-    metrics, _ = read_lines(run_folder / "metrics.jsonl")
-    samples, _ = read_lines(run_folder / "samples.jsonl")
+    metrics = read_sound_lines(run_folder / "metrics.jsonl")
+    samples = read_sound_lines(run_folder / "samples.jsonl")
     path = run_folder / "report.html"
+    refuse_foreign(run_folder, path)
     with writing(path):
         replace(path, _page(run_folder, options, metrics, samples))
+        note(run_folder, path)
     return path
 
 

@@ -18,13 +18,13 @@ from checkpoints import random_params
 
 from rwkv_es.config.file import load_file
 from rwkv_es.config.options import Config, build, to_dict
-from rwkv_es.errors import ConfigError
+from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.es.update import checksum
 from rwkv_es.run.identity import read_config
-from rwkv_es.run.ledger import Ledger
+from rwkv_es.run.ledger import Ledger, best_weights
 from rwkv_es.run.record import packed, read_steps, unpacked
-from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot
+from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot, snapshot_steps
 
 REWARDS = [[0.1, None], [1 / 3, 1.0]]
 
@@ -120,7 +120,7 @@ def test_a_kill_in_the_middle_of_writing_loses_no_finished_step(base):
     import os, sys
     from pathlib import Path
     from rwkv_es.config.options import Config, to_dict
-    from rwkv_es.run.ledger import Ledger, Step
+    from rwkv_es.run.ledger import Ledger, best_weights, Step
     ledger = Ledger.open(Path(sys.argv[1]), to_dict(Config()), Path(sys.argv[2]))
     for number in range(10**9):
         ledger.append(Step(number, [[0.5] * 2000], [0.25], 0.1, 0.1, 1, 0.1, "x"))
@@ -480,3 +480,80 @@ def test_changed_contents_are_said_and_begin_a_new_best(base):
         ledger.save_snapshot(2, after(2), {}, 0.1)
     with opened("b") as ledger:
         assert ledger.changed == [] and ledger.best() == Best(2, 0.1) and ledger.num_evaluations_since_best() == 0
+
+
+@pytest.mark.parametrize("text", ["", "mine, without an end", '{"date": 1}', '{"date": 1}\n{"torn'])
+def test_a_ledger_of_somebody_elses_is_not_touched(base, text):
+    folder = base.parent / "run"
+    folder.mkdir()
+    (folder / "ledger.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"holds ledger\.jsonl, which no run has made"):
+        start(base)
+    assert (folder / "ledger.jsonl").read_text() == text
+    assert sorted(path.name for path in folder.iterdir()) == ["ledger.jsonl"]
+
+
+def test_a_ledger_that_was_changed_is_refused_before_anything_is_cut_off(base):
+    start(base, 2).close()
+    path = base.parent / "run" / "ledger.jsonl"
+    changed = path.read_bytes().replace(b"0.25", b"0.75") + b"torn"
+    path.write_bytes(changed)
+    with pytest.raises(ConfigError, match="seal is broken"):
+        start(base)
+    assert path.read_bytes() == changed
+
+
+def test_opening_removes_snapshots_that_a_kill_left_over(base):
+    with start(base, 4, keep=4) as ledger:
+        for number in (1, 2, 3, 4):
+            ledger.save_snapshot(number, after(number), {}, 0.5 if number == 1 else None)
+    start(base, keep=1).close()
+    assert snapshot_steps(base.parent / "run") == [1, 4]
+
+
+def test_a_snapshot_under_another_steps_name_is_no_snapshot(base):
+    with start(base, 4, keep=4) as ledger:
+        ledger.save_snapshot(4, after(4), {})
+    folder = base.parent / "run" / "snapshots"
+    (folder / "step-000004").rename(folder / "step-000002")
+    with pytest.raises(CheckpointError):
+        read_snapshot(base.parent / "run", 2)
+
+
+def test_a_damaged_last_snapshot_does_not_count_as_there(base):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(2, after(2), {})
+        assert ledger.has_snapshot(2)
+        (base.parent / "run" / "snapshots" / "step-000002" / "model.pth").write_bytes(b"")
+        assert not ledger.has_snapshot(2)
+        ledger.save_snapshot(2, after(2), {})
+        assert ledger.has_snapshot(2)
+
+
+def test_a_damaged_note_of_the_best_is_made_up_from_the_metrics(base):
+    with start(base, 3, keep=5) as ledger:
+        for number, score in ((1, 0.25), (2, 0.75), (3, 0.5)):
+            ledger.save_snapshot(number, after(number), {}, score if number < 3 else None)
+            ledger.write_metrics(number, {"held_out_reward": score})
+    (base.parent / "run" / "snapshots" / "best.json").write_text("{")
+    assert best_weights(base.parent / "run") == Best(2, 0.75)
+
+
+def test_a_renamed_reward_continues_and_another_number_of_held_out_problems_begins_a_new_best(base):
+    contents = {"reward_sha256": "same"}
+    run = base.parent / "run"
+    with Ledger.open(run, to_dict(Config(reward="a.py:f=0.5")), base, contents) as ledger:
+        ledger.append(step(0))
+    with Ledger.open(run, to_dict(Config(reward="moved/b.py:f=0.5")), base, contents) as ledger:
+        assert ledger.changed == []
+    with Ledger.open(run, to_dict(Config(reward="moved/b.py:f=0.5", eval_size=7)), base, contents) as ledger:
+        assert ledger.changed == ["the number of held-out problems (eval_size)"]
+
+
+def test_a_step_that_another_process_has_taken_over_is_not_written(base):
+    with start(base, 1) as ledger:
+        (base.parent / "run" / ".rwkv-es-lock.json").write_text('{"token": "another", "host": "node7", "pid": 3}')
+        for write in (lambda: ledger.append(step(1)), lambda: ledger.save_snapshot(1, after(1), {})):
+            with pytest.raises(ConfigError, match="process 3 on host node7 has taken over"):
+                write()
+    assert len(read_steps(base.parent / "run")) == 1 and snapshot_steps(base.parent / "run") == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
     os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=False)
-    assert (tmp_path / "lock.json").exists()
+    assert (tmp_path / ".rwkv-es-lock.json").exists()
     start = time.monotonic()
     Lock(tmp_path).release()
     assert time.monotonic() - start < 5, "a process of this host is asked for by its number, not waited for"
@@ -51,7 +52,7 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
 
 def written_elsewhere(tmp_path, heartbeat):
     row = {"host": "node7", "pid": 12, "token": "t", "system": "another boot", "started": "1", "heartbeat": heartbeat}
-    (tmp_path / "lock.json").write_text(json.dumps(row))
+    (tmp_path / ".rwkv-es-lock.json").write_text(json.dumps(row))
 
 
 def test_another_hosts_lock_holds_as_long_as_its_heart_beats(tmp_path, between_hosts, monkeypatch):
@@ -75,20 +76,49 @@ def test_who_was_thought_gone_notices_that_the_folder_is_taken(tmp_path, between
     with pytest.raises(ConfigError, match="process 12 on host node7 has taken over"):
         mine.check()
     mine.release()
-    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "node7", "what is another's stays"
+    assert json.loads((tmp_path / ".rwkv-es-lock.json").read_text())["host"] == "node7", "what is another's stays"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0"])
 def test_a_damaged_lock_is_taken(tmp_path, between_hosts, text):
-    (tmp_path / "lock.json").write_text(text)
+    (tmp_path / ".rwkv-es-lock.json").write_text(text)
     Lock(tmp_path).release()
 
 
 def test_the_heart_beats(tmp_path, between_hosts):
     mine = Lock(tmp_path)
-    first = (tmp_path / "lock.json").read_text()
+    first = (tmp_path / ".rwkv-es-lock.json").read_text()
     deadline = time.monotonic() + 10
-    while (tmp_path / "lock.json").read_text() == first and time.monotonic() < deadline:
+    while (tmp_path / ".rwkv-es-lock.json").read_text() == first and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert (tmp_path / "lock.json").read_text() != first
+    assert (tmp_path / ".rwkv-es-lock.json").read_text() != first
     mine.release()
+
+
+def test_a_process_that_has_ended_and_nobody_waited_for_is_no_owner(tmp_path, between_hosts):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        while Path("/proc", str(child.pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        started = Path("/proc", str(child.pid), "stat").read_text().rpartition(")")[2].split()[19]
+        row = {"host": "h", "pid": child.pid, "token": "t", "system": lock._system(), "started": started}
+        (tmp_path / ".rwkv-es-lock.json").write_text(json.dumps(row))
+        Lock(tmp_path).release()
+
+
+def test_a_beat_that_fails_is_not_the_last_one(tmp_path, between_hosts, monkeypatch, capsys):
+    mine = Lock(tmp_path)
+    real, failures = lock.Path.replace, iter([True] * 3)
+
+    def full(path, target):
+        if next(failures, False):
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(lock.Path, "replace", full)
+    (tmp_path / ".rwkv-es-lock.json").unlink()
+    deadline = time.monotonic() + 10
+    while not (tmp_path / ".rwkv-es-lock.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    mine.check()
+    mine.release()
+    assert list(tmp_path.iterdir()) == [] and "Traceback" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from test_ledger import layers
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
+from rwkv_es.es.update import checksum
 from rwkv_es.model.checkpoint import load
 from rwkv_es.run.ledger import Ledger, default_export
 from rwkv_es.verbs.export import export, export_params
@@ -25,8 +26,9 @@ def run(tmp_path):
     torch.save({name: tensor.bfloat16() for name, tensor in reversed(layers(1.0).items())}, base)
     with Ledger.open(tmp_path / "run", to_dict(Config()), base) as ledger:
         for number in (1, 2):
-            ledger.append(Step(number - 1, [[1.0]], [0.0], 0.1, 0.1, 1, 0.1, ""))
-            ledger.save_snapshot(number, layers(number + 2**-12), {}, 0.5 if number == 1 else None)
+            weights = layers(number + 2**-12)
+            ledger.append(Step(number - 1, [[1.0]], [0.0], 0.1, 0.1, 1, 0.1, checksum(weights)))
+            ledger.save_snapshot(number, weights, {}, 0.5 if number == 1 else None)
     return tmp_path / "run"
 
 

@@ -1,6 +1,7 @@
 """A run's folder is enough: to go on, and wherever a model or options are asked for."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -85,3 +86,17 @@ def test_a_moved_run_goes_on_where_it_is_when_its_own_config_is_given(original, 
         assert not original.exists()
     finally:
         moved.rename(original)
+
+
+def test_what_somebody_has_put_into_a_runs_folder_is_never_replaced(original, tmp_path, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    exported = next(run.glob("*.pth"))
+    for path in (exported, run / "report.html"):
+        whole = path.read_bytes()
+        path.write_bytes(b"somebody's own")
+        assert main(["resume", str(run), "--steps", "9"]) == 2
+        assert f"{path.name} was not written by this run" in capsys.readouterr().err
+        assert path.read_bytes() == b"somebody's own"
+        path.write_bytes(whole)
+    assert main(["resume", str(run), "--steps", "10"]) == 0
+    assert exported.stat().st_size > 1000
