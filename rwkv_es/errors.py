@@ -55,7 +55,8 @@ def _in_a_line(error: BaseException) -> str:
         where = f" ({os.path.basename(error.filename or '')}, line {error.lineno}: {(error.text or '').strip()})"
         return f"{type(error).__name__}: {error.msg}{where if error.filename else ''}"
     lines = traceback.TracebackException(type(error), error, None).format_exception_only()
-    return " ".join(next(iter(lines)).split())
+    said = " ".join(next(iter(lines)).split())
+    return said.removeprefix(f"{type(error).__module__}.") if "rwkv_es" in type(error).__module__ else said
 
 
 def _is_ours(file: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rwkv_es.errors import RewardError, cause
 from rwkv_es.reward import builtin
-from rwkv_es.task.task import import_file
+from rwkv_es.task.users import import_file
 
 FORMS = ("task", "plain", "trl", "trl_messages", "verl")
 _CONTENT = re.compile(r"(?:\]|\b(?!kwargs\b)\w+)\s*(?:\[|\.get\()\s*[\"']content[\"']")

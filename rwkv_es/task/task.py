@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
 import math
 import os
@@ -13,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
-from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import rwkv_es
 from rwkv_es.errors import ConfigError, TaskError, cause
+from rwkv_es.task.users import import_file
 
 SPLITS = ("train", "test")
 
@@ -216,18 +215,6 @@ def _import_path(spec: str) -> tuple[ModuleType, str]:
         raise TaskError(f"task {spec}: {file.name} is not a Python file; its name must end in .py")
     module = _run_import(spec, lambda: import_file(file))
     return module, file.parent.name if file.name == "task.py" else file.stem
-
-
-def import_file(file: Path) -> ModuleType:
-    """Import a .py file as a package of its own, so that it can import its neighbours relatively."""
-    file = file.expanduser().resolve()
-    unique = f"rwkv_es_user_{sha256(str(file).encode()).hexdigest()[:16]}"
-    found = importlib.util.spec_from_file_location(unique, file, submodule_search_locations=[str(file.parent)])
-    assert found is not None and found.loader is not None, file
-    module = importlib.util.module_from_spec(found)
-    sys.modules[unique] = module
-    found.loader.exec_module(module)
-    return module
 
 
 def _run_import(spec: str, run: Callable[[], Any]) -> Any:

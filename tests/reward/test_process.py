@@ -31,6 +31,13 @@ def note(name, pid):
 def times(name):
     return len(Path(name).read_text().split())
 
+def half(x):
+    return x / 2
+
+def spawned():
+    with mp.get_context("spawn").Pool(1) as pool:
+        return pool.map(half, [1.0])[0]
+
 def put(q, value):
     q.put(value)
 
@@ -65,7 +72,7 @@ def child_and_hang():
     3 ** 10 ** 9
 
 ACTIONS = {
-    "killed": killed_at_first, "twice": back_twice, "error twice": twice_with_an_error, "process": in_a_process,
+    "killed": killed_at_first, "twice": back_twice, "error twice": twice_with_an_error, "process": in_a_process, "spawned": spawned,
     "child": lambda: child(False), "own session": lambda: child(True), "child and hang": child_and_hang,
 }
 
@@ -103,7 +110,8 @@ def test_a_reward_that_comes_back_twice_counts_once(task, name, reward):
 
 
 def test_rewards_may_start_processes(task):
-    assert score(task, ["process", "0.25", "process"]) == Scores([0.5, 0.25, 0.5], 0, 0, "")
+    scores = score(task, ["process", "0.25", "spawned", "process"], timeout_s=10.0)
+    assert scores == Scores([0.5, 0.25, 0.5, 0.5], 0, 0, ""), scores.causes
 
 
 @pytest.mark.parametrize("where", ["child", "own session"])
