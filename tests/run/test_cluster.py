@@ -269,3 +269,30 @@ def test_shards_are_contiguous_whole_and_even():
 def test_a_process_alone_gathers_what_it_has():
     rewards, counters = Cluster().gather(torch.tensor([[1.0, torch.nan]], dtype=torch.float64), 1, [3, 4])
     assert rewards[0, 0] == 1 and rewards[0, 1].isnan() and counters.tolist() == [[3.0, 4.0]]
+
+
+def test_rewards_that_compare_see_the_same_groups_in_any_number_of_processes_and_fail_once(tmp_path, capsys):
+    """Answers are compared with those of the mirrored member and of the other samples; an odd length is a failure."""
+    (tmp_path / "trl.py").write_text(
+        "def f(completions, **kwargs):\n"
+        "    order = sorted(map(len, completions))\n"
+        "    return [order.index(len(c)) if len(c) % 16 else 1 / 0 for c in completions]\n"
+    )
+    options = {
+        "reward": f"{tmp_path}/trl.py:f",
+        "samples": 2,
+        "temperature": 1.0,
+        "sigma": 0.1,
+        "steps": 2,
+        "reward_error_limit": 1.0,
+    }
+    assert main(arguments(tmp_path / "one", **options)) == 0
+    codes, outputs = run_together(2, arguments(tmp_path / "two", **options))
+    assert codes == [0, 0], outputs
+    assert checksums(tmp_path / "two") == checksums(tmp_path / "one")
+    assert len(set(checksums(tmp_path / "two"))) == 2, "the weights moved"
+    said = [
+        text.count("ZeroDivisionError: division by zero (trl.py, line 3")
+        for text in (capsys.readouterr().err, "".join(outputs))
+    ]
+    assert said == [1, 1]
