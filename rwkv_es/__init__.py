@@ -12,14 +12,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rwkv_es.api import evaluate, export, load_task, train
     from rwkv_es.engine.generate import generate
     from rwkv_es.engine.sampler import Sampling
     from rwkv_es.es.strategy import ES
     from rwkv_es.model.load import load_model
-    from rwkv_es.task import Problem, load_task
+    from rwkv_es.task import Problem
 
 __version__ = "0.1.0"
-__all__ = ["ES", "Problem", "Sampling", "__version__", "generate", "load_model", "load_task"]
+__all__ = [
+    "ES",
+    "Problem",
+    "Sampling",
+    "__version__",
+    "evaluate",
+    "export",
+    "generate",
+    "load_model",
+    "load_task",
+    "train",
+]
 
 _PLACES = {
     "ES": "rwkv_es.es.strategy",
@@ -27,7 +39,7 @@ _PLACES = {
     "Sampling": "rwkv_es.engine.sampler",
     "generate": "rwkv_es.engine.generate",
     "load_model": "rwkv_es.model.load",
-    "load_task": "rwkv_es.task",
+    **dict.fromkeys(("evaluate", "export", "load_task", "train"), "rwkv_es.api"),
 }
 
 

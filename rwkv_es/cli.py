@@ -122,7 +122,9 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
         return None
     if verb in ("train", "resume"):
         return config
-    _verb(verb)(config)
+    run = _verb(verb)
+    _use_threads(config)
+    run(config)
     return None
 
 
@@ -176,12 +178,21 @@ def _verb(verb: str) -> Callable[[Config], Any]:
     return evaluate if verb == "eval" else generate
 
 
+def _use_threads(config: Config) -> None:
+    """Give torch as many threads as the options say. The library itself leaves them alone."""
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
+
+
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
     from rwkv_es.verbs.export import export
     from rwkv_es.verbs.report import write_report
     from rwkv_es.verbs.train import train
 
+    _use_threads(config)
     folder = train(config)
     if folder is None:  # rank 0 writes for all
         return

@@ -22,7 +22,7 @@ from rwkv_es.model.forward import Model
 from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.model.weights import BASE, Members
-from rwkv_es.reward.adapters import Answer
+from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores
 from rwkv_es.task.mixture import load_tasks, overlap
@@ -73,14 +73,14 @@ class Answers(NamedTuple):
         return [completion.tokens for completion in self.rollout.completions]
 
 
-def open_session(config: Config) -> Session:
-    """Load what the options name.
+def open_session(config: Config, task: Task | None = None) -> Session:
+    """Load what the options name, but for a task that is given.
 
     Raises:
         ConfigError, CheckpointError, TaskError: something cannot be loaded or does not fit.
     """
     path, base, model = open_model(config)
-    task = load_tasks(config.task, config.data)
+    task = load_tasks(config.task, config.data) if task is None else task
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
     prompting = Prompting(config.template, config.system, config.shots)
     parts = tuple(_part(part, tokenizer, prompting, config.max_new) for part in task.parts or (task,))
@@ -92,7 +92,7 @@ def open_session(config: Config) -> Session:
         tokenizer,
         task,
         template_of(task, prompting),
-        Decoding(parts[0].stops, sampling, config.slots, config.engine, torch.get_num_threads()),
+        Decoding(parts[0].stops, sampling, config.slots, config.engine, config.threads or torch.get_num_threads()),
         parts,
         prompting,
         config.bos,
@@ -111,7 +111,6 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
     Raises:
         ConfigError, CheckpointError: it cannot be loaded, or the device cannot be used.
     """
-    torch.set_num_threads(config.threads or torch.get_num_threads())
     is_int8 = config.quantize == "int8"
     path, base, model = load_base(
         config.model, dtype=config.dtype, device=config.device, is_int8=is_int8, state=config.state
@@ -120,8 +119,8 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
 
 
 @contextmanager
-def open_scorers(config: Config) -> Iterator[RewardPool]:
-    """Start the worker processes that score answers."""
+def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[RewardPool]:
+    """Start the worker processes that score answers, unless a scorer is given."""
     with RewardPool(
         config.task,
         config.data,
@@ -130,6 +129,7 @@ def open_scorers(config: Config) -> Iterator[RewardPool]:
         config.reward_error_limit,
         reward=config.reward,
         signature=config.reward_signature,
+        scorer=scorer,
     ) as scorers:
         yield scorers
 

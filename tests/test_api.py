@@ -13,6 +13,8 @@ from test_forward import make_model, random_tokens
 import rwkv_es
 from rwkv_es.errors import ConfigError
 
+TOKENIZER = str(ROOT / "rwkv_es" / "tiny" / "rwkv7-tiny.tokenizer.json")
+
 
 @pytest.fixture(scope="module")
 def tiny():
@@ -71,6 +73,71 @@ def test_global_state_is_left_alone(tiny):
     threads, path = torch.get_num_threads(), list(sys.path)
     rwkv_es.generate(*tiny, ["3 7 10=24:"], max_new_tokens=2)
     assert torch.get_num_threads() == threads and sys.path == path
+
+
+PROBLEMS = [rwkv_es.Problem(f"{a} {b} 10={a + b + 10}:", str(a + b)) for a in range(1, 5) for b in range(1, 4)]
+SMALL = {"population": 4, "prompts": 2, "steps": 2, "sigma": 0.02, "max_new": 8, "tracker": "none"}
+
+
+def test_problems_and_functions_of_ones_own_train_and_evaluate(tmp_path):
+    seen = []
+
+    def reward(completion, answer):
+        seen.append((completion, answer))
+        return len(completion) / 10
+
+    threads, path = torch.get_num_threads(), list(sys.path)
+    task = rwkv_es.load_task(PROBLEMS, reward, held_out=PROBLEMS[:3], max_new_tokens=8)
+    folder = rwkv_es.train(task=task, run=str(tmp_path / "run"), threads=1, **SMALL)
+    assert (folder / "ledger.jsonl").read_text().count("\n") == 2
+    assert {answer for _, answer in seen} <= {problem.answer for problem in PROBLEMS}
+    found = rwkv_es.evaluate(
+        model=str(folder / "snapshots" / "step-000002" / "model.pth"), task=task, tokenizer=TOKENIZER
+    )
+    assert found["problems"] == 3 and 0 < found["reward"] < 1
+    out = rwkv_es.export(folder, tmp_path / "tuned.pth")
+    assert rwkv_es.load_model(str(out), tokenizer=TOKENIZER)[0].arch == rwkv_es.load_model("tiny")[0].arch
+    assert torch.get_num_threads() == threads and sys.path == path
+
+
+def test_a_function_may_replace_the_reward_of_a_built_in_task(tmp_path):
+    found = rwkv_es.evaluate(reward=lambda completions, **_: [0.25] * len(completions), eval_size=4, max_new=4)
+    assert found["reward"] == 0.25
+
+
+def test_without_held_out_problems_there_is_no_evaluation(tmp_path):
+    task = rwkv_es.load_task(PROBLEMS, lambda problem, text: float(len(text)), max_new_tokens=4)
+    folder = rwkv_es.train(task=task, run=str(tmp_path / "run"), **SMALL)
+    assert "held_out" not in (folder / "metrics.jsonl").read_text()
+
+
+def test_the_weights_of_an_es_are_exported_in_the_bases_layout(tmp_path, tiny):
+    model, _ = rwkv_es.load_model("tiny")
+    es = rwkv_es.ES(model, population=2, sigma=0.1, lr=1.0)
+    es.tell([1.0, 0.0])
+    path = rwkv_es.export(es, tmp_path / "tuned.pth")
+    tuned = rwkv_es.load_model(str(path), tokenizer=TOKENIZER)[0]
+    assert torch.equal(tuned.params["blocks.0.ffn.key.weight"], model.params["blocks.0.ffn.key.weight"])
+    assert not torch.equal(tuned.params["blocks.0.ffn.key.weight"], tiny[0].params["blocks.0.ffn.key.weight"])
+    with pytest.raises(ConfigError, match="was not loaded from a file"):
+        rwkv_es.export(rwkv_es.ES(make_model(tmp_path), population=2), tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: rwkv_es.load_task([], lambda text: 1.0), "problems and a reward"),
+        (lambda: rwkv_es.load_task(PROBLEMS), "problems and a reward"),
+        (lambda: rwkv_es.train(sigm=1), "did you mean sigma"),
+        (
+            lambda: rwkv_es.evaluate(task=rwkv_es.load_task(PROBLEMS, len), reward="a.py:f"),
+            "a reward that is a function",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call()
 
 
 @pytest.mark.slow

@@ -102,8 +102,17 @@ def gold_of(problem: Problem) -> Any:
 def _load(reference: str, task: Task, signature: str) -> Scorer:
     if reference == "builtin:task":
         return Scorer(_each(lambda answer: Outcome(task.reward(answer.problem, answer.text), {})))
-    function = load_function(reference)
-    form = form_of(function, reference) if signature == "auto" or reference.startswith("builtin:") else signature
+    is_own = signature == "auto" or reference.startswith("builtin:")
+    return scorer_of(load_function(reference), task, "auto" if is_own else signature, reference)
+
+
+def scorer_of(function: Callable[..., Any], task: Task, signature: str = "auto", reference: str = "") -> Scorer:
+    """Return what scores answers by a function of one of the known forms.
+
+    Raises:
+        RewardError: its form is not known.
+    """
+    form = form_of(function, reference or getattr(function, "__name__", "given")) if signature == "auto" else signature
     parameters = inspect.signature(function).parameters
     if form in ("trl", "trl_messages"):
         return Scorer(partial(_call_trl, form == "trl_messages", function, parameters), compares=True)

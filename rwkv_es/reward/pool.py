@@ -9,7 +9,7 @@ from multiprocessing import connection
 from types import TracebackType
 
 from rwkv_es.errors import RewardError
-from rwkv_es.reward.adapters import Answer
+from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.process import Worker
 from rwkv_es.reward.sheet import TRIES, Group, Scores, Sheet
 from rwkv_es.reward.worker import Scoring, load, score_together
@@ -25,7 +25,7 @@ class RewardPool:
     """Worker processes that score texts with a task's reward; a context manager.
 
     Answers may be taken one by one while others are still being generated: `take_`, `tend_`, `collect_`. With
-    `workers` 0 all are scored at the end, in this process: no time limit, no memory limit, output is not silenced.
+    `workers` 0, or a `scorer`, all are scored at the end, in this process: no time or memory limit, no silence.
     A script of your own that makes a pool with workers needs `if __name__ == "__main__":`, since workers import it.
 
     Raises:
@@ -42,7 +42,14 @@ class RewardPool:
         *,
         reward: str = "",
         signature: str = "auto",
+        scorer: Scorer | None = None,
     ) -> None:
+        self._scorer: Scorer | None = None
+        self._sheet, self._error_limit = Sheet(), error_limit
+        self._killed_starts, self._next_look, self._has_spoken = 0, 0.0, False  # the first: in a row
+        if scorer is not None:  # a Python object: it scores in this process
+            self._scorer, self.is_users, self._num_workers, self._workers = scorer, True, 0, []
+            return
         scoring = Scoring(task_spec, data, reward, signature)
         task = load_tasks(task_spec, data)
         if not workers and task.timeout_s < math.inf:
@@ -50,13 +57,8 @@ class RewardPool:
         self._scorer = None if workers else load(scoring)
         self.is_users = bool(reward)
         self._settings = (scoring, min(timeout_s, task.timeout_s))
-        self._error_limit = error_limit
         self._num_workers = workers
         self._workers = [Worker(*self._settings) for _ in range(workers)]
-        self._killed_starts = 0  # in a row
-        self._sheet = Sheet()
-        self._next_look = 0.0
-        self._has_spoken = False
 
     def __enter__(self) -> "RewardPool":
         return self

@@ -14,6 +14,7 @@ from rwkv_es.files import append, refuse_existing
 from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count, lengths
 from rwkv_es.measure.statistics import difference, estimate, mcnemar, pass_at_k
+from rwkv_es.reward.adapters import Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Answers,
@@ -73,20 +74,31 @@ def evaluate(config: Config) -> dict[str, Any]:
         return drift(config)
     if config.out:
         refuse_existing(Path(config.out))
-    with open_scorers(config) as scorers:
-        judgements = [judge(each, scorers) for each in with_base(config)]
+    judgements, result = judged(config)
     if config.out:
         _write_samples(config.out, judgements)
-    tuned = judgements[-1]
-    result = {"model": str(tuned.path), "task": config.task, "split": config.split, **describe(tuned)}
-    if config.base:
-        result.update(base={"model": str(judgements[0].path), **describe(judgements[0])}, **compare(*judgements))
     print("\n".join(table(config, judgements, result)))
     print(json.dumps(result))
     return result
 
 
-def judge(config: Config, scorers: RewardPool) -> Judgement:
+def judged(
+    config: Config, task: Task | None = None, scorer: Scorer | None = None
+) -> tuple[list[Judgement], dict[str, Any]]:
+    """Answer and score a split's problems with one model or two; a task and a scorer may be Python objects.
+
+    Returns what is known of each model, and all metrics with their confidence intervals.
+    """
+    with open_scorers(config, scorer) as scorers:
+        judgements = [judge(each, scorers, task) for each in with_base(config)]
+    tuned = judgements[-1]
+    result = {"model": str(tuned.path), "task": config.task, "split": config.split, **describe(tuned)}
+    if config.base:
+        result.update(base={"model": str(judgements[0].path), **describe(judgements[0])}, **compare(*judgements))
+    return judgements, result
+
+
+def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judgement:
     """Let one model answer greedily and, with a temperature, `samples` times; score all that.
 
     Raises:
@@ -94,7 +106,7 @@ def judge(config: Config, scorers: RewardPool) -> Judgement:
     """
     if config.samples > 1 and not config.temperature:
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
-    session = open_session(config)
+    session = open_session(config, task)
     verdict = examined(session)
     warn_if_unsteady(verdict)
     session = steady(session, verdict)

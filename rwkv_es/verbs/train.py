@@ -17,6 +17,7 @@ from rwkv_es.measure.console import readable, step_line
 from rwkv_es.measure.health import refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
 from rwkv_es.preflight import preflight
+from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.identity import contents, in_words
 from rwkv_es.run.joining import joined, refuse_endless_starts
@@ -36,13 +37,13 @@ from rwkv_es.session import (
 )
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
-from rwkv_es.task.task import Problem
+from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.plan import explaining_out_of_memory
 from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, restore, say_failure, say_where
 
 
-def train(config: Config) -> Path | None:
-    """Train as the options say, or go on with a run that was interrupted.
+def train(config: Config, task: Task | None = None, scorer: Scorer | None = None) -> Path | None:
+    """Train as the options say, or go on with a run that was interrupted; a task and a scorer may be Python objects.
 
     Returns the run folder; None on the processes that do not write it.
 
@@ -50,7 +51,7 @@ def train(config: Config) -> Path | None:
         RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
     with joined(config) as cluster, explaining_out_of_memory(config):
-        session = steady_everywhere(cluster, open_session(config))
+        session = steady_everywhere(cluster, open_session(config, task))
         if cluster.is_leader and config.eval_every:
             warn_if_splits_overlap(session)
         es = ES.of(config, session.model, session.base)
@@ -59,7 +60,7 @@ def train(config: Config) -> Path | None:
         cluster.compare(in_words(learned_from), "has different files:")
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, learned_from))
         try:
-            with open_scorers(_scoring(config, cluster)) as scorers:
+            with open_scorers(_scoring(config, cluster), scorer) as scorers:
                 cluster.on_leader(
                     lambda: None if ledger is None or ledger.steps else preflight(config, session, scorers)
                 )
@@ -106,7 +107,7 @@ def take_step(run: Run) -> None:
     scores = collect(answers, run.scorers)
     timer.lap("score_s")
     mine = StepReport(as_matrix(scores.rewards, config, answers.texts), count(answers, scores), scores.metrics)
-    report = mine.gathered(run.cluster, num_pairs, timer.total_s, bool(config.reward))
+    report = mine.gathered(run.cluster, num_pairs, timer.total_s, run.scorers.is_users)
     say_failure(run, report.failing, scores)
     refuse_failing(config, report.counted, scores)
     watch_broken(run.es, report.counted, members, answers)
