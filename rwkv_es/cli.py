@@ -15,8 +15,9 @@ from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
 from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.engine.batch import choose_blas_mode
-from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated
+from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
+from rwkv_es.streams import lost_output, make_unfailing
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",
@@ -43,6 +44,7 @@ MAIN_OPTION = {  # needs no flag
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code: 0; 2: there is something to mend; 75: a process was lost; 130, 143."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    make_unfailing()
     choose_blas_mode()
     try:
         with under_launcher():  # from the first moment on, before torch is loaded
@@ -57,18 +59,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _say_what_fails(argv: Sequence[str]) -> None:
     """Run a command line; say in one line why it ended before it was done."""
     try:
-        with said_once():
-            training = _dispatch(argv)
-        if training is not None:
-            _train(training)  # in it processes meet, and know which one speaks
+        _run_all(argv)
     except RwkvEsError as error:
-        print(f"rwkv-es: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         raise
     except KeyboardInterrupt:
         hint = "; the same command, without --resume never, continues after the last finished step"
         if os.environ.get("RANK", "0") == "0":
             print(f"\nrwkv-es: stopped{hint if argv[:1] in (['train'], ['resume']) else ''}", file=sys.stderr)
         raise
+    except Exception as error:
+        if not (words := in_plain_words(error)):
+            raise
+        _complain(words)
+        raise RwkvEsError(words) from None
+
+
+def _complain(text: str) -> None:
+    print(f"rwkv-es: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _run_all(argv: Sequence[str]) -> None:
+    with said_once():
+        training = _dispatch(argv)
+    if training is not None:
+        _train(training)  # in it processes meet, and know which one speaks
+    if reason := lost_output():
+        text = f"standard output could not be written ({reason}), so a part of it is lost"
+        if training is None and argv[0] not in ("export", "fork"):
+            raise ConfigError(f"{text}; write elsewhere")
+        _complain(text)
 
 
 def _dispatch(argv: Sequence[str]) -> Config | None:

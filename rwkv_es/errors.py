@@ -3,6 +3,7 @@
 import os
 import traceback
 
+_LIBRARIES = f"{os.sep}site-packages{os.sep}"
 MAX_CAUSE_CHARS = 300
 
 
@@ -32,6 +33,34 @@ class ClusterError(RwkvEsError):
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM): what it is at is abandoned, what is on the disk stays good."""
+
+
+def in_plain_words(error: BaseException) -> str:
+    """Say in one sentence what the machine lacks or a file is about; "" for a bug, whose traceback is wanted."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        return "out of memory; free some, lower --slots, or take a smaller model"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deep to be read ({said}); look at the files that the options name"
+    if isinstance(error, UnicodeError):
+        return f"a text cannot be read or written here ({said}); set PYTHONUTF8=1, or mend the text"
+    if isinstance(error, OSError):
+        files = " and ".join(repr(file) for file in (error.filename, error.filename2) if file is not None)
+        return f"{error.strerror or said or type(error).__name__}{files and f': {files}'}; mend that and try again"
+    if any(frame.name == "<module>" and _LIBRARIES in frame.filename for frame in _frames(error)):
+        return f"a library cannot be loaded ({_in_a_line(error)}); {_library_advice(error)}"
+    return ""
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__)
+
+
+def _library_advice(error: BaseException) -> str:
+    """Name the environment variables that configure the library that an error comes from."""
+    library = _frames(error)[-1].filename.partition(_LIBRARIES)[2].partition(os.sep)[0]
+    found = [f"{name}={value}" for name, value in os.environ.items() if library and name.startswith(library.upper())]
+    return f"unset {', '.join(found)}" if found else "install it anew, or unset environment variables that configure it"
 
 
 def cause(error: BaseException) -> str:

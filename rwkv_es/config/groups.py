@@ -142,6 +142,7 @@ class RewardOptions:
         "processes that score answers (0: in this process, without time limits)",
         _SCORE,
         at_least=0,
+        at_most=4096,
         on_resume="free",
     )
     reward_timeout: float = option(
@@ -163,7 +164,7 @@ class EngineOptions:
         _ASK,
         choices=("auto", "torch", "numba", "triton"),
     )
-    threads: int = option(0, "CPU threads (0: all cores)", _ALL, at_least=0, on_resume="free")
+    threads: int = option(0, "CPU threads (0: all cores)", _ALL, at_least=0, at_most=4096, on_resume="free")
 
 
 @dataclass(frozen=True)

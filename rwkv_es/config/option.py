@@ -11,6 +11,7 @@ from rwkv_es.errors import ConfigError
 
 # Whether an option may change when a run continues: "free": it never changes the weights; "fork": only in a fork,
 # before its first own step; "same": never, since the weights of past steps are a function of it.
+LARGEST = 2**62  # whole number: larger ones do not fit in what counts them
 ON_RESUME = ("free", "fork", "same")
 
 
@@ -57,6 +58,9 @@ def check(f: Field[Any], value: Any) -> None:
         raise ConfigError(f"{f.name} must be one of {', '.join(choices)}; got {value!r}")
     if at_most is not None and above is not None and not above < value <= at_most:
         raise ConfigError(f"{f.name} must lie in ({above:g}, {at_most:g}]; got {value}")
+    at_most = LARGEST if at_most is None and isinstance(value, int) else at_most
+    if at_most is not None and not value <= at_most:
+        raise ConfigError(f"{f.name} must be at most {at_most}; got {value}")
     if above is not None and not value > above:
         raise ConfigError(f"{f.name} must be above {above:g}; got {value}")
     if at_least is not None and not value >= at_least:
@@ -82,9 +86,12 @@ def convert(f: Field[Any], value: Any) -> Any:
     """
     to_type, wanted = _CONVERTERS[type(default_of(f))]
     try:
-        return to_type(value)
+        found = to_type(value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{f.name} must be {wanted}; got {value!r}") from None
+    if isinstance(found, str) and "\0" in found:
+        raise ConfigError(f"{f.name} must not hold the character NUL; got {value!r}")
+    return found
 
 
 def _to_int(value: Any) -> int:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rwkv_es.errors import RwkvEsError, cause
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
+from rwkv_es.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 
 MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task
@@ -96,6 +97,7 @@ def serve(parent: Connection, lifeline: Connection, scoring: Scoring, time: tupl
     The first message is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
     for one answer, and how far over it this process goes before it ends itself.
     """
+    make_unfailing()  # for what rewards print
     _isolate()
     _guard(parent, lifeline)
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this

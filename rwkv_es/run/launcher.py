@@ -110,7 +110,7 @@ def launcher_pid() -> int | None:
 
 def has_store() -> bool:
     """Say whether the store in which processes meet is in the launcher, which outlives them."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launcher_pid() is not None
 
 
 def _arguments(pid: int) -> list[str]:

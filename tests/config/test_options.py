@@ -161,3 +161,11 @@ def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
     names = [run_folder(Config(task=task)).name for task in (first, second.replace("19.py", "20.py"))]
     assert all(len(name.encode()) < 200 for name in names) and len(set(names)) == 2
     assert names[0].startswith("täsktäsk") and run_folder(Config(task=first)).name == names[0]
+
+
+@pytest.mark.parametrize(
+    "name, value, most", [("threads", 5000, 4096), ("reward_workers", 5000, 4096), ("slots", 10**20, 2**62)]
+)
+def test_numbers_that_nothing_can_count_are_refused(name, value, most):
+    with pytest.raises(ConfigError, match=f"{name} must be at most {most}; got {value}"):
+        build({name: value})

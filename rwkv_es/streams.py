@@ -1,0 +1,77 @@
+"""Standard output and error that never end a run: what cannot be shown is escaped, what cannot be written is lost."""
+
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+
+class _Unfailing(io.RawIOBase):
+    """An open file that takes all that is written; `error` is why the first of it was lost."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            try:
+                rest = rest[os.write(self._handle, rest) :]
+            except BlockingIOError:  # a pipe that another program has made so
+                select.select([], [self._handle], [])
+            except OSError as error:  # closed by its reader, a full disk, ...
+                self.error = self.error or error
+                break
+        return size
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def isatty(self) -> bool:
+        return os.isatty(self._handle)
+
+
+def make_unfailing() -> None:
+    """Let everything that is printed from now on, by whomever, be unable to fail. Streams of tests are left alone."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # closed: the next file to be opened would get what is printed
+        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(handle)
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            made = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  until the end
+            setattr(sys, name, made)
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _unfailing(stream))
+
+
+def _unfailing(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    try:
+        raw = _Unfailing(stream.fileno())
+    except OSError:  # no file
+        return stream
+    buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def lost_output() -> str:
+    """Return why a part of standard output is lost; "" if none is, or its reader has seen enough (`| head`)."""
+    stream = sys.stdout
+    stream.flush()
+    raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
+    error = raw.error if isinstance(raw, _Unfailing) else None
+    return "" if error is None or error.errno == errno.EPIPE else os.strerror(error.errno or 0)
