@@ -108,17 +108,12 @@ def _dispatch(argv: Sequence[str]) -> Config | None:
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: rwkv-es COMMAND [options]",
-            "",
-            "Fine-tune RWKV-7 language models on a reward with evolution strategies: inference only.",
-            "",
-            *lines,
-            "",
-            "rwkv-es COMMAND --help lists a command's options; rwkv-es --version names the version.",
-        ]
+    lines = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: rwkv-es COMMAND [options]\n\n"
+        "Fine-tune RWKV-7 language models on a reward with evolution strategies: inference only.\n\n"
+        f"{lines}\n\n"
+        "rwkv-es COMMAND --help lists a command's options; rwkv-es --version names the version."
     )
 
 
