@@ -1,0 +1,111 @@
+"""Options as flags of a command line: what the commands are, and how their words are read."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, NoReturn
+
+from rwkv_es.config.file import RECIPES
+from rwkv_es.config.groups import GROUPS
+from rwkv_es.config.option import default_of, nearest
+from rwkv_es.config.options import OPTIONS
+from rwkv_es.errors import ConfigError
+
+VERBS = {
+    "train": "fine-tune a checkpoint on a task's reward",
+    "resume": "continue a run with its own options",
+    "eval": "score a checkpoint's answers to a task's held-out problems",
+    "generate": "answer one question with a checkpoint",
+    "chat": "talk with a checkpoint",
+    "doctor": "check a task, a model and a noise scale before training",
+    "plan": "say what a training run takes before anything is loaded: memory, time, disk, and what to change",
+    "export": "write a run's weights as an official-layout checkpoint",
+    "replay": "rebuild a run's weights from its base and ledger, and verify them",
+    "fork": "start a new run from a step of another one",
+    "tasks": "list the built-in tasks, or show the prompt and reward of one",
+}
+_METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
+SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show
+MAIN_OPTION = {  # needs no flag
+    **dict.fromkeys(("eval", "chat", "doctor", "plan"), "model"),
+    **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
+    "generate": "prompt",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line.
+
+    Raises:
+        ConfigError: a flag is unknown, or a word is one too many.
+    """
+    given, unknown = parser.parse_known_args(_with_dashes(argv))
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+            raise ConfigError(f"unknown option {name} for {parser.prog.split()[-1]}; {nearest(name, flags)}")
+        raise ConfigError(f"unexpected {word!r}; see {parser.prog} --help")
+    return given
+
+
+def _with_dashes(argv: Sequence[str]) -> list[str]:
+    """Let --eval_every, as in a file, mean --eval-every."""
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in flags]
+    return [name.replace("_", "-") + equals + value for name, equals, value in parts] + list(argv[len(flags) :])
+
+
+def verb_parser(verb: str) -> Parser:
+    """Return the parser of a command's options; what is not given is not in its result."""
+    parser = Parser(
+        prog=f"rwkv-es {verb}",
+        usage=f"rwkv-es {verb} {f'[{MAIN_OPTION[verb].upper()}] ' if verb in MAIN_OPTION else ''}[options]",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=112),
+    )
+    if verb in MAIN_OPTION:
+        name = MAIN_OPTION[verb]
+        parser.add_argument("main_value", nargs="?", metavar=name.upper(), help=f"the same as --{name}")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML or TOML file of options, a run's folder, or a recipe: {', '.join(RECIPES)}; flags win over it",
+    )
+    if verb == "train":
+        text = "print the options and the plan, check that all they name is there, and stop"
+        parser.add_argument("--dry-run", action="store_true", help=text)
+    for group in GROUPS:
+        shown = [f for f in fields(group) if f.name in OPTIONS[verb]]
+        section = parser.add_argument_group((group.__doc__ or "").rstrip(".")) if shown else parser
+        for f in shown:
+            section.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **argument(f))
+    return parser
+
+
+def argument(f: Any) -> dict[str, Any]:
+    """Return argparse's view of an option; values stay strings, `config.build` converts and checks them."""
+    default = default_of(f)
+    text = f.metadata["help"].replace("%", "%%")
+    if isinstance(default, dict):
+        shown = ",".join(f"{name}={multiplier:g}" for name, multiplier in default.items())
+    else:
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+    argument: dict[str, Any] = {
+        "help": f"{text} (default: {shown})" if shown else text,
+        "metavar": "|".join(f.metadata["choices"]) or _METAVARS.get(type(default), "TEXT"),
+    }
+    if isinstance(default, bool):
+        argument.update(nargs="?", const="true")
+    return argument
