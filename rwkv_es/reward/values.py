@@ -1,6 +1,5 @@
 """What rewards return, as numbers: of any library, in lists of any kind, at once or awaited."""
 
-import asyncio
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -71,8 +70,10 @@ def awaited(value: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def event_loop() -> asyncio.AbstractEventLoop:
+def event_loop() -> Any:
     """Return this process's event loop for rewards."""
+    import asyncio
+
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     return loop

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.errors import TaskError
-from rwkv_es.task.held_out import HELD_OUT_YEARS, Fingerprints, says_held_out, texts_of
+from rwkv_es.task.held_out import HELD_OUT_YEARS, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -100,7 +100,9 @@ def question_hash(question: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _fingerprints() -> Fingerprints:
+def _fingerprints() -> Any:
+    from rwkv_es.task.fingerprints import Fingerprints  # numpy is loaded when there are rows to look at
+
     return Fingerprints({name: key.get("fingerprints", ()) for name, key in aime_keys().items()})
 
 
@@ -137,7 +139,6 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     try:
-        import numpy as np
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise TaskError(f"{file} needs an extra to be read: pip install rwkv-es[tasks]") from None
@@ -148,6 +149,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
         raise TaskError(f"the data file {file} cannot be read: {error}") from None
     if not rows:
         raise TaskError(f"the data file {file} holds no problems")
+    import numpy as np
+
     for name in (field.name for field in table.schema if str(field.type) in ("float", "halffloat")):
         kind = np.float32 if str(table.schema.field(name).type) == "float" else np.float16
         for row in rows:  # 0.1, not 0.10000000149011612

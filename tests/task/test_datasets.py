@@ -11,7 +11,7 @@ import pytest
 from rwkv_es.errors import TaskError
 from rwkv_es.task import datasets
 from rwkv_es.task.datasets import aime_keys, fetch_rows, question_hash, read_rows
-from rwkv_es.task.held_out import Fingerprints, fingerprint
+from rwkv_es.task.fingerprints import Fingerprints, fingerprint
 
 SECRET = "Find the number of  pairs\n(a, b)."
 
