@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -169,8 +169,12 @@ def answer(
     members: Members = BASE,
     samples: int = 1,
     scorers: RewardPool | None = None,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Answers:
     """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended.
+
+    `advance` is told how many answers have ended since the last time.
 
     A reward that compares sees a mirrored pair's answers to a problem together: pairs are never split among processes.
     """
@@ -193,6 +197,8 @@ def answer(
                 pair = requests[place].member // 2
                 group = Group((pair, requests[place].problem), members_of[pair] * samples)
                 scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
+        if ended:
+            advance(len(ended))
         if scorers is not None:
             scorers.tend_()
 

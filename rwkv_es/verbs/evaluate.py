@@ -13,6 +13,7 @@ from rwkv_es.es.fitness import combine
 from rwkv_es.files import append, refuse_existing
 from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count, lengths
+from rwkv_es.measure.progress import progress
 from rwkv_es.measure.statistics import difference, estimate, mcnemar, pass_at_k
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.reward.pool import RewardPool
@@ -111,10 +112,13 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
     warn_if_unsteady(verdict)
     session = steady(session, verdict)
     problems = session.task.problems(config.split)[: config.eval_size or None]
-    first, counted = _score(answer(greedy(session), problems, scorers=scorers), problems, scorers)
+    with progress(f"{config.task}, greedy", len(problems)) as advance:
+        answers = answer(greedy(session), problems, scorers=scorers, advance=advance)
+    first, counted = _score(answers, problems, scorers)
     sampled = None
     if config.temperature:
-        answers = answer(session, problems, samples=config.samples, scorers=scorers)
+        with progress(f"{config.task}, sampled", len(problems) * config.samples) as advance:
+            answers = answer(session, problems, samples=config.samples, scorers=scorers, advance=advance)
         sampled, more = _score(answers, problems, scorers)
         counted = StepCounts(*(a + b for a, b in zip(counted, more)))
     return Judgement(session.base_path, session.task, first, sampled, counted)

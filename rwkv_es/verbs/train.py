@@ -16,6 +16,7 @@ from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import readable, step_line
 from rwkv_es.measure.health import refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
+from rwkv_es.measure.progress import progress
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
@@ -102,7 +103,9 @@ def take_step(run: Run) -> None:
     config, timer, num_pairs = run.config, Timer(), run.config.population // 2
     problems = draw_problems(config, run.session.task.problems("train"), run.es.step)
     members = run.es.ask(run.cluster.shard(num_pairs))  # of this process
-    answers = answer(run.session, problems, members, config.samples, run.scorers)  # which score meanwhile
+    num_answers = len(members.ids) * len(problems) * config.samples
+    with progress(f"step {run.es.step + 1}", num_answers, run.cluster.is_leader) as advance:
+        answers = answer(run.session, problems, members, config.samples, run.scorers, advance=advance)
     timer.lap("generate_s")
     scores = collect(answers, run.scorers)
     timer.lap("score_s")

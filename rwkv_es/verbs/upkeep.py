@@ -12,6 +12,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.measure.console import examples, held_out_line
 from rwkv_es.measure.metrics import StepCounts, count, held_out, ranks_failing
+from rwkv_es.measure.progress import progress
 from rwkv_es.model.weights import BASE
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
@@ -136,7 +137,9 @@ def hold_out(run: Run) -> float:
     problems = run.session.task.problems("test")[: run.config.eval_size or None]
     mine = run.cluster.shard(len(problems))
     members = BASE._replace(step=num_steps)
-    answers = answer(greedy(run.session), problems[mine.start : mine.stop], members, scorers=run.scorers)
+    with progress("held out", len(mine), run.cluster.is_leader) as advance:
+        own = problems[mine.start : mine.stop]
+        answers = answer(greedy(run.session), own, members, scorers=run.scorers, advance=advance)
     scores = collect(answers, run.scorers)
     rewards = as_tensor(scores.rewards).reshape(-1, 1)
     rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))

@@ -132,7 +132,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
         task = load_task("gsm8k", str(tmp_path))
         base_path = tmp_path / "stub.pth"
 
-    monkeypatch.setattr(evaluate, "open_session", lambda config: Stub)
+    monkeypatch.setattr(evaluate, "open_session", lambda config, task: Stub)
     monkeypatch.setattr(evaluate, "examined", lambda session: Verdict())
     monkeypatch.setattr(evaluate, "steady", lambda session, _: session)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
@@ -140,7 +140,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
         evaluate, "count", lambda answers, scores: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
     )
 
-    def answer(session, problems, scorers):
+    def answer(session, problems, scorers, advance):
         for place, (problem, text) in enumerate(zip(problems, texts, strict=True)):
             scorers.take_(place, Answer(problem, text))
         return Answers(problems, texts, Rollout([Completion([], "stop")] * len(texts), 0, 0))
