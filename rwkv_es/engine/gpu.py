@@ -18,6 +18,7 @@ from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 
+_ALIGNED = 16  # values: factors are read 16 bytes at a time
 CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only if it is repeated
 
 Work = Callable[[], None]
@@ -35,8 +36,8 @@ class Perturbation(NamedTuple):
     """A layer's factors of all directions (see `gpu_kernels.LayerNoise`)."""
 
     block: Tensor
-    place: Tensor
     scale: Tensor
+    layout: tuple[int, ...]
 
 
 class Scratch(NamedTuple):
@@ -46,6 +47,7 @@ class Scratch(NamedTuple):
     halves: tuple[Tensor, ...]  # between the pairs w a v g: (S,rank) each
     hidden: Tensor  # (S,F)
     coefficient: Tensor  # (S,NUM_MATRICES,r) fp32
+    parts: Tensor  # (S,parts of F,r) fp32
 
 
 class Rows(NamedTuple):
@@ -106,7 +108,9 @@ class GpuEngine:
         self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
         self.memory = [model.like.new_empty(num_rows * width) for width in self._widths()]
         rank = max(noise.block.shape[1] for noise in self.noise)
-        self.coefficient = torch.zeros(num_rows, len(_kernels().MATRICES), rank, device=model.like.device)
+        shapes = (len(_kernels().MATRICES), rank), (_kernels().parts_of(model.arch.n_ffn), rank)
+        self.coefficients = [torch.zeros(num_rows, *shape, device=model.like.device) for shape in shapes]
+        self.live = torch.ones(num_rows, dtype=torch.int32, device=model.like.device)
         self.steps: dict[tuple[int, bool], Step] = {}
         self.state: State | None = None  # what the steps belong to
 
@@ -155,8 +159,8 @@ class GpuEngine:
         kernels, mixed = _kernels(), scratch.work.mixed
         x = layer_norm(rows.weights, rows.weights.embed(rows.tokens), "blocks.0.ln0")
         for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-            sizes = tuple(noise.block.shape[1:])
-            seen = kernels.LayerNoise(*noise, rows.direction, rows.sign, scratch.coefficient, *sizes)
+            rows_own = (rows.direction, rows.sign, self.live[: len(rows.tokens)])
+            seen = kernels.LayerNoise(*noise[:2], *rows_own, scratch.coefficient, scratch.parts, noise.layout)
             kernels.norm_and_mix(x, rows.state.att_shift[i], layer.vectors, mixed, seen)
             _time_mix_(x, rows.state.wkv[i], layer, seen, scratch)
             kernels.norm_and_shift(x, rows.state.ffn_shift[i], layer.vectors, mixed[0], seen)
@@ -174,7 +178,7 @@ class GpuEngine:
         mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, self._widths()))
         work = _kernels().Work(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
         views = tuple(half.view(num_rows, -1) for half in halves)
-        return Scratch(work, views, hidden.view(num_rows, -1), self.coefficient[:num_rows])
+        return Scratch(work, views, hidden.view(num_rows, -1), *(c[:num_rows] for c in self.coefficients))
 
 
 def _time_mix_(x: Tensor, wkv: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
@@ -210,10 +214,11 @@ def _layer(params: Params, i: int) -> Layer:
 
 
 def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
-    packed, device = pack(factors, i, _kernels().MATRICES), model.like.device
+    kernels, device = _kernels(), model.like.device
+    packed = pack(factors, i, kernels.MATRICES, _ALIGNED)
     block = packed.block if packed.block is not None else torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
-    places = torch.tensor(packed.place, dtype=torch.int32, device=device)
-    return Perturbation(block, places, torch.tensor(packed.scale, device=device))
+    layout = kernels.layout_of(block.shape[1], block.shape[2], packed.place)
+    return Perturbation(block, torch.tensor(packed.scale, device=device), layout)
 
 
 @contextmanager

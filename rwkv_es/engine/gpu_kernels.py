@@ -2,7 +2,10 @@
 
 One program works on one row, in `update_state` on one head of a row; it never looks at another, so that a row's bits
 depend on nothing but itself. Each kernel adds the output side of the perturbations whose product it consumes, and takes
-the input side of those whose operand it makes. Whatever is loaded is computed with in fp32.
+the input side of those whose operand it makes. Whatever is loaded is computed with in fp32. A row that is not live is
+left at once: nothing of it is read or written.
+
+Where factors lie is compiled in: no address waits for another load. All layers but the first are alike.
 
 With TRITON_INTERPRET=1, set before this module is imported, Triton runs the kernels on CPU tensors in its interpreter.
 """
@@ -13,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 3):
-    raise ImportError(f"the kernels take tuples, which Triton knows from 3.3 on; this is Triton {triton.__version__}")
+if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
+    raise ImportError(f"the kernels take tuples, as Triton knows them from 3.4 on; this is {triton.__version__}")
 
 MATRICES = (
     *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
@@ -27,22 +30,26 @@ R, K, V, OUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3
 W1, A1, V1, G1 = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
 W2, A2, V2, G2 = tl.constexpr(8), tl.constexpr(9), tl.constexpr(10), tl.constexpr(11)
 FFN_KEY, FFN_VALUE = tl.constexpr(12), tl.constexpr(13)
+_RANK, _WIDTH = tl.constexpr(0), tl.constexpr(1)  # places in a layout
+_INPUT, _OUTPUT = tl.constexpr(2), tl.constexpr(2 + 14)
+_LIVE, _PARTS = tl.constexpr(4), tl.constexpr(6)  # places in a LayerNoise
 _LOG_DECAY = tl.constexpr(-0.606531)
-_VALUES_PER_WARP = 512
-_BLOCKS_PER_PROGRAM = 64
+_HIDDEN_TILE = 4096  # of the channel mix's F values, which several programs share
+
+Layout = tuple[int, ...]  # rank, width of the block, then of every matrix where its input sides start, then its outputs
 
 
 class LayerNoise(NamedTuple):
     """A layer's perturbations, as its kernels read them."""
 
     block: Tensor  # (D,r,width) bf16 or fp32: every direction's factors, side by side in order of use
-    place: Tensor  # (2*NUM_MATRICES,) int32: where matrix m's input side starts, then the output sides; -1: no target
     scale: Tensor  # (NUM_MATRICES,) fp32: sigma * multiplier / sqrt(r)
     direction: Tensor  # (S,) int64: each row's place in the block
     sign: Tensor  # (S,)
+    live: Tensor  # (S,) int32: 0: the row is left as it is
     coefficient: Tensor  # (S,NUM_MATRICES,r) fp32: carries scale * sign * (x @ B) from the input to the output side
-    rank: int
-    width: int
+    parts: Tensor  # (S,parts_of(F),r) fp32: the same of the channel mix's value matrix, in parts to be added
+    layout: Layout
 
 
 class LayerVectors(NamedTuple):
@@ -62,29 +69,42 @@ class Work(NamedTuple):
     v_first: Tensor  # (S,C): layer 0's value
 
 
+def layout_of(rank: int, width: int, place: list[int]) -> Layout:
+    """Return what is compiled in: place (2*NUM_MATRICES,) as in `layers.PackedFactors`. Rank 0: nothing is a target."""
+    return rank if max(place) >= 0 else 0, width, *place
+
+
+def parts_of(num_hidden: int) -> int:
+    """Return how many programs share a row of the channel mix."""
+    return triton.cdiv(num_hidden, _HIDDEN_TILE)
+
+
 def norm_and_mix(x: Tensor, shift: Tensor, layer: LayerVectors, mixed: Tensor, noise: LayerNoise) -> None:
     """Begin a time mix: layer norm, token shift, the six mixes: x (S,C) -> mixed (6,S,C) in the order r k v w a g.
 
     In place: shift (S,C) becomes the normalised x.
     """
-    width, tile, num_warps = _tile(x)
-    _norm_and_mix[(len(x),)]((x, shift, mixed), layer, noise, C=width, TILE=tile, num_warps=num_warps)
+    width, tile, num_warps = _tile(x, 256)
+    sizes = {"LAYOUT": noise.layout, "SIZES": (width, tile)}
+    _norm_and_mix[(len(x),)]((x, shift, mixed), layer, noise[:-1], **sizes, num_warps=num_warps)
 
 
 def activate_pairs(w: Tensor, a: Tensor, v: Tensor, g: Tensor, noise: LayerNoise) -> None:
     """Between the two halves of the low-rank pairs, in place: tanh for w (S,R_w), sigmoid for g (S,R_g)."""
-    _, tile, num_warps = _tile(max((w, a, v, g), key=lambda half: half.shape[1]))
-    widths = (w.shape[1], a.shape[1], v.shape[1], g.shape[1])
-    _activate_pairs[(len(w),)]((w, a, v, g), widths, noise, TILE=tile, num_warps=num_warps)
+    halves = (w, a, v, g)
+    _, tile, num_warps = _tile(max(halves, key=lambda half: half.shape[1]))
+    sizes = {"LAYOUT": noise.layout, "WIDTHS": tuple(half.shape[1] for half in halves), "TILE": tile}
+    _activate_pairs[(len(w),)](halves, noise[:-1], **sizes, num_warps=num_warps)
 
 
 def update_state(state: Tensor, work: Work, layer: LayerVectors, is_first: bool, noise: LayerNoise) -> None:
     """The state update, group norm, bonus and gate: work -> work.mixed[0] (S,C), ready for the output matrix.
 
-    In place: state (S,H,K_h,K_h) is renewed, v_first set by the first layer. The output matrix's input side is taken
-    by `norm_and_shift`: no program here sees a whole row.
+    In place: state (S,H,K_h,K_h) is renewed, v_first set by the first layer. One warp holds a head's whole state in its
+    registers; it sees no whole row, so that `norm_and_shift` takes the output matrix's input side.
     """
-    _update_state[tuple(state.shape[:2])](state, work, layer, noise, IS_FIRST=is_first, num_warps=4)
+    sizes = {"LAYOUT": noise.layout, "SIZES": (state.shape[1], is_first)}
+    _update_state[tuple(state.shape[:2])]((state, work), layer, noise[:-1], **sizes, num_warps=1)
 
 
 def norm_and_shift(x: Tensor, shift: Tensor, layer: LayerVectors, mixed: Tensor, noise: LayerNoise) -> None:
@@ -93,36 +113,29 @@ def norm_and_shift(x: Tensor, shift: Tensor, layer: LayerVectors, mixed: Tensor,
     In place: the output matrix's perturbation of y is added to x; shift (S,C) is renewed.
     """
     width, tile, num_warps = _tile(x)
-    _norm_and_shift[(len(x),)]((x, shift, mixed), layer, noise, C=width, TILE=tile, num_warps=num_warps)
+    sizes = {"LAYOUT": noise.layout, "SIZES": (width, tile)}
+    _norm_and_shift[(len(x),)]((x, shift, mixed), layer, noise[:-1], **sizes, num_warps=num_warps)
 
 
 def square_relu(hidden: Tensor, noise: LayerNoise) -> None:
     """Squared ReLU between the channel mix's matrices, in place: hidden (S,F)."""
-    width, tile, num_warps = _tile(hidden)
-    _square_relu[(len(hidden),)](hidden, noise, F=width, TILE=tile, num_warps=num_warps)
+    _, tile, num_warps = _tile(hidden[:, :_HIDDEN_TILE])
+    sizes = {"LAYOUT": noise.layout, "SIZES": (hidden.shape[1], tile)}
+    _square_relu[(len(hidden), parts_of(hidden.shape[1]))](hidden, noise[:-1], **sizes, num_warps=num_warps)
 
 
 def add_ffn_value(x: Tensor, noise: LayerNoise) -> None:
     """Add the last perturbation of a layer to x (S,C), in place."""
     width, tile, num_warps = _tile(x)
-    _add_ffn_value[(len(x),)](x, noise, C=width, TILE=tile, num_warps=num_warps)
+    sizes = {"LAYOUT": noise.layout, "SIZES": (width, tile), "PARTS": noise.parts.shape[1]}
+    _add_ffn_value[(len(x),)](x, noise[:-1], **sizes, num_warps=num_warps)
 
 
-def fill_from_table(out: Tensor, directions: Tensor, counter: Tensor, table: Tensor) -> None:
-    """Fill out (D,n): value v of row d is table[byte v % 16 of the block (v // 16, directions[d], step, 0)].
-
-    directions (D,) int64, counter (3,) int64: the step and the key's two words, table (256,) of the dtype of out.
-    """
-    num_values = out.shape[1]
-    grid = (len(out), triton.cdiv(num_values, 16 * _BLOCKS_PER_PROGRAM))
-    _fill_from_table[grid](out, (directions, counter), table, num_values, BLOCKS=_BLOCKS_PER_PROGRAM)
-
-
-def _tile(x: Tensor) -> tuple[int, int, int]:
+def _tile(x: Tensor, values_per_warp: int = 512) -> tuple[int, int, int]:
     """Return the width of a row, that of the tile which holds it, and how many warps share its work."""
     width = x.shape[1]
     tile = max(triton.next_power_of_2(width), 16)
-    return width, tile, min(max(tile // _VALUES_PER_WARP, 1), 16)
+    return width, tile, min(max(tile // values_per_warp, 1), 16)
 
 
 @triton.jit
@@ -142,36 +155,52 @@ def _store(pointer, span, value):
 
 
 @triton.jit
-def _sides(noise, s):
-    """Return where the factors of row s's direction start."""
-    return noise.block + tl.load(noise.direction + s) * noise.rank * noise.width
+def _seen(noise, s, LAYOUT: tl.constexpr):
+    """Return what a row sees of its perturbations: factors, place among the coefficients, sign, scales."""
+    block, scale, direction, sign, _live, coefficient, _parts = noise
+    sides = block + tl.load(direction + s) * (LAYOUT[_RANK] * LAYOUT[_WIDTH])
+    return sides, coefficient + s * NUM_MATRICES * LAYOUT[_RANK], tl.load(sign + s).to(tl.float32), scale
 
 
 @triton.jit
-def _scale(noise, s, MATRIX: tl.constexpr):
-    return tl.load(noise.scale + MATRIX) * tl.load(noise.sign + s).to(tl.float32)
+def _is_idle(noise, s):
+    return tl.load(noise[_LIVE] + s) == 0
 
 
 @triton.jit
-def _take(x, span, noise, s, MATRIX: tl.constexpr):
-    """Take the input side of a perturbation: coefficient = scale * <x, factor>, for every rank."""
-    place = tl.load(noise.place + MATRIX)
-    if place >= 0:
-        side, scale = _sides(noise, s) + place, _scale(noise, s, MATRIX)
-        for q in range(noise.rank):
-            total = tl.sum(x * _load(side + q * noise.width, span))
-            tl.store(noise.coefficient + (s * NUM_MATRICES + MATRIX) * noise.rank + q, total * scale)
+def _term(x, span, at, LAYOUT: tl.constexpr, MATRIX: tl.constexpr):
+    """Return the terms of <x, factor> for `at`, what is seen and a rank: zeros if the matrix is no target."""
+    seen, q = at
+    if LAYOUT[_INPUT + MATRIX] >= 0:
+        return x * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_INPUT + MATRIX], span)
+    else:
+        return tl.zeros_like(x)
 
 
 @triton.jit
-def _added(y, span, noise, s, MATRIX: tl.constexpr):
+def _take(terms, at, LAYOUT: tl.constexpr, MATRICES: tl.constexpr):
+    """Take the input sides of two or four matrices at once, of one rank: coefficient = scale * sum of terms.
+
+    terms (TILE,2) or (TILE,2,2): what `tl.join` has put side by side; -1: of no matrix.
+    """
+    seen, q = at
+    half = tl.arange(0, 2)
+    if len(MATRICES) == 2:
+        matrix = tl.where(half == 0, MATRICES[0], MATRICES[1])
+    else:
+        first, second = tl.where(half == 0, MATRICES[0], MATRICES[1]), tl.where(half == 0, MATRICES[2], MATRICES[3])
+        matrix = tl.where(half[None, :] == 0, first[:, None], second[:, None])
+    scale = tl.load(seen[3] + matrix, mask=matrix >= 0, other=0) * seen[2]
+    tl.store(seen[1] + matrix * LAYOUT[_RANK] + q, tl.sum(terms, 0) * scale, mask=matrix >= 0)
+
+
+@triton.jit
+def _added(y, span, seen, LAYOUT: tl.constexpr, MATRIX: tl.constexpr):
     """Add the output side of a perturbation: y + sum over ranks of coefficient * factor."""
-    place = tl.load(noise.place + NUM_MATRICES + MATRIX)
-    if place >= 0:
-        side = _sides(noise, s) + place
-        for q in range(noise.rank):
-            coefficient = tl.load(noise.coefficient + (s * NUM_MATRICES + MATRIX) * noise.rank + q)
-            y += coefficient * _load(side + q * noise.width, span)
+    if LAYOUT[_OUTPUT + MATRIX] >= 0:
+        for q in range(LAYOUT[_RANK]):
+            coefficient = tl.load(seen[1] + MATRIX * LAYOUT[_RANK] + q)
+            y += coefficient * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_OUTPUT + MATRIX], span)
     return y
 
 
@@ -193,56 +222,71 @@ def _mix(place, values, m, layer, span):
 
 
 @triton.jit
-def _norm_and_mix(rows, layer, noise, C: tl.constexpr, TILE: tl.constexpr):
+def _norm_and_mix(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    C: tl.constexpr = SIZES[0]
+    TILE: tl.constexpr = SIZES[1]
     x, shift, mixed = rows
     s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    if _is_idle(noise, s):
+        return
     span, pitch = (columns, columns < C), tl.num_programs(0).to(tl.int64) * C
     shifted = _load(shift + s * C, span)  # before the norm's sums, at which the threads meet: shift is overwritten
     normal = _normal(_load(x + s * C, span), span, layer.norms, C)
-    values = (normal, shifted - normal)
+    values, place, seen = (normal, shifted - normal), mixed + s * C, _seen(noise, s, LAYOUT)
     _store(shift + s * C, span, normal)
-    place = mixed + s * C
-    _take(_mix(place, values, 0, layer, span), span, noise, s, R)
-    _take(_mix(place + pitch, values, C, layer, span), span, noise, s, K)
-    for_value = _mix(place + 2 * pitch, values, 2 * C, layer, span)
-    _take(for_value, span, noise, s, V)
-    _take(for_value, span, noise, s, V1)
-    _take(_mix(place + 3 * pitch, values, 3 * C, layer, span), span, noise, s, W1)
-    _take(_mix(place + 4 * pitch, values, 4 * C, layer, span), span, noise, s, A1)
-    _take(_mix(place + 5 * pitch, values, 5 * C, layer, span), span, noise, s, G1)
+    # Sums are taken in groups: more at a time mean fewer meetings of the threads, but more registers than there are.
+    r = _mix(place, values, 0, layer, span)
+    k = _mix(place + pitch, values, C, layer, span)
+    for q in range(LAYOUT[_RANK]):
+        of_r, of_k = _term(r, span, (seen, q), LAYOUT, R), _term(k, span, (seen, q), LAYOUT, K)
+        _take(tl.join(of_r, of_k), (seen, q), LAYOUT, (R, K))
+    v = _mix(place + 2 * pitch, values, 2 * C, layer, span)
+    w = _mix(place + 3 * pitch, values, 3 * C, layer, span)
+    for q in range(LAYOUT[_RANK]):
+        of_v, of_v1 = _term(v, span, (seen, q), LAYOUT, V), _term(v, span, (seen, q), LAYOUT, V1)
+        of_w = _term(w, span, (seen, q), LAYOUT, W1)
+        _take(tl.join(tl.join(of_v, of_v1), tl.join(of_w, tl.zeros_like(of_w))), (seen, q), LAYOUT, (V, V1, W1, -1))
+    a = _mix(place + 4 * pitch, values, 4 * C, layer, span)
+    g = _mix(place + 5 * pitch, values, 5 * C, layer, span)
+    for q in range(LAYOUT[_RANK]):
+        of_a, of_g = _term(a, span, (seen, q), LAYOUT, A1), _term(g, span, (seen, q), LAYOUT, G1)
+        _take(tl.join(of_a, of_g), (seen, q), LAYOUT, (A1, G1))
 
 
 @triton.jit
-def _activate_pairs(halves, widths, noise, TILE: tl.constexpr):
+def _activate_pairs(halves, noise, LAYOUT: tl.constexpr, WIDTHS: tl.constexpr, TILE: tl.constexpr):
     s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    if _is_idle(noise, s):
+        return
     w, a, v, g = halves
-    span_w, span_a = (columns, columns < widths[0]), (columns, columns < widths[1])
-    span_v, span_g = (columns, columns < widths[2]), (columns, columns < widths[3])
-    w, a, v, g = w + s * widths[0], a + s * widths[1], v + s * widths[2], g + s * widths[3]
-    w_row = 2 * _sigmoid(2 * _added(_load(w, span_w), span_w, noise, s, W1)) - 1  # tanh
-    a_row = _added(_load(a, span_a), span_a, noise, s, A1)
-    v_row = _added(_load(v, span_v), span_v, noise, s, V1)
-    g_row = _sigmoid(_added(_load(g, span_g), span_g, noise, s, G1))
+    span_w, span_a = (columns, columns < WIDTHS[0]), (columns, columns < WIDTHS[1])
+    span_v, span_g = (columns, columns < WIDTHS[2]), (columns, columns < WIDTHS[3])
+    w, a, v, g = w + s * WIDTHS[0], a + s * WIDTHS[1], v + s * WIDTHS[2], g + s * WIDTHS[3]
+    seen = _seen(noise, s, LAYOUT)
+    w_row = 2 * _sigmoid(2 * _added(_load(w, span_w), span_w, seen, LAYOUT, W1)) - 1  # tanh
+    a_row = _added(_load(a, span_a), span_a, seen, LAYOUT, A1)
+    v_row = _added(_load(v, span_v), span_v, seen, LAYOUT, V1)
+    g_row = _sigmoid(_added(_load(g, span_g), span_g, seen, LAYOUT, G1))
     _store(w, span_w, w_row)
     _store(a, span_a, a_row)
     _store(v, span_v, v_row)
     _store(g, span_g, g_row)
-    _take(w_row, span_w, noise, s, W2)
-    _take(a_row, span_a, noise, s, A2)
-    _take(v_row, span_v, noise, s, V2)
-    _take(g_row, span_g, noise, s, G2)
+    for q in range(LAYOUT[_RANK]):
+        of_w, of_a = _term(w_row, span_w, (seen, q), LAYOUT, W2), _term(a_row, span_a, (seen, q), LAYOUT, A2)
+        of_v, of_g = _term(v_row, span_v, (seen, q), LAYOUT, V2), _term(g_row, span_g, (seen, q), LAYOUT, G2)
+        _take(tl.join(tl.join(of_w, of_a), tl.join(of_v, of_g)), (seen, q), LAYOUT, (W2, A2, V2, G2))
 
 
 @triton.jit
-def _value(work, span, layer, noise, IS_FIRST: tl.constexpr):
+def _value(rows, at, seen, LAYOUT: tl.constexpr, IS_FIRST: tl.constexpr):
     """Return v of a head: the first layer's own, which it keeps, later ones mixed with that."""
-    s, C = tl.program_id(0).to(tl.int64), tl.num_programs(1) * K_H
-    row, pitch = s * C, tl.num_programs(0).to(tl.int64) * C
-    v = _added(_load(work.products + 2 * pitch + row, span), span, noise, s, V)
+    work, layer = rows
+    row, pitch, span, C = at
+    v = _added(_load(work.products + 2 * pitch + row, span), span, seen, LAYOUT, V)
     if IS_FIRST:
         _store(work.v_first + row, span, v)
     else:
-        mix = _added(_load(work.products + 5 * pitch + row, span), span, noise, s, V2)
+        mix = _added(_load(work.products + 5 * pitch + row, span), span, seen, LAYOUT, V2)
         mix = _sigmoid(_load(layer.vectors + 2 * C, span) + mix)
         v += (_load(work.v_first + row, span) - v) * mix
     return v
@@ -265,25 +309,30 @@ def _group_norm(y, span, vectors, C):
 
 
 @triton.jit
-def _update_state(state, work, layer, noise, IS_FIRST: tl.constexpr):
-    s, h, num_heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    C, j = num_heads * K_H, tl.arange(0, K_H)
+def _update_state(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    HEADS: tl.constexpr = SIZES[0]
+    state, work = rows
+    s, h, j = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, K_H)
+    if _is_idle(noise, s):
+        return
+    cells = state + (s * HEADS + h) * (K_H * K_H) + j[:, None] * K_H + j[None, :]
+    old = tl.load(cells).to(tl.float32)  # first of all: it is what takes time
+    C: tl.constexpr = HEADS * K_H
     columns = h * K_H + j
     span, row, pitch = (columns, columns < C), s * C, tl.num_programs(0).to(tl.int64) * C
-    product, vectors = work.products + row, layer.vectors
-    v = _value(work, span, layer, noise, IS_FIRST)
-    r = _added(_load(product, span), span, noise, s, R)
-    k = _added(_load(product + pitch, span), span, noise, s, K)
-    w = _added(_load(product + 3 * pitch, span), span, noise, s, W2)
-    a = _added(_load(product + 4 * pitch, span), span, noise, s, A2)
-    g = _added(_load(product + 6 * pitch, span), span, noise, s, G2)
+    product, vectors, seen = work.products + row, layer.vectors, _seen(noise, s, LAYOUT)
+    v = _value((work, layer), (row, pitch, span, C), seen, LAYOUT, SIZES[1])
+    r = _added(_load(product, span), span, seen, LAYOUT, R)
+    k = _added(_load(product + pitch, span), span, seen, LAYOUT, K)
+    w = _added(_load(product + 3 * pitch, span), span, seen, LAYOUT, W2)
+    a = _added(_load(product + 4 * pitch, span), span, seen, LAYOUT, A2)
+    g = _added(_load(product + 6 * pitch, span), span, seen, LAYOUT, G2)
     w = tl.exp(_sigmoid(_load(vectors, span) + w) * _LOG_DECAY)
     a = _sigmoid(_load(vectors + C, span) + a)
     kk = k * _load(vectors + 3 * C, span)
     kk = kk / tl.maximum(tl.sqrt(tl.sum(kk * kk)), 1e-12)
     k *= 1 + (a - 1) * _load(vectors + 4 * C, span)
-    cells = state + (s * num_heads + h) * (K_H * K_H) + j[:, None] * K_H + j[None, :]
-    renewed = _renewed(tl.load(cells).to(tl.float32), w, kk, a, (k, v))
+    renewed = _renewed(old, w, kk, a, (k, v))
     tl.store(cells, renewed)
     y = _group_norm(tl.sum(renewed * r[:, None], 0), span, vectors + 6 * C, C)
     bonus = tl.sum(r * k * _load(vectors + 5 * C, span))
@@ -291,54 +340,63 @@ def _update_state(state, work, layer, noise, IS_FIRST: tl.constexpr):
 
 
 @triton.jit
-def _norm_and_shift(rows, layer, noise, C: tl.constexpr, TILE: tl.constexpr):
+def _norm_and_shift(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    C: tl.constexpr = SIZES[0]
+    TILE: tl.constexpr = SIZES[1]
     x, shift, mixed = rows
     s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    if _is_idle(noise, s):
+        return
     x, shift, mixed, span = x + s * C, shift + s * C, mixed + s * C, (columns, columns < C)
-    row, shifted, place = _load(x, span), _load(shift, span), tl.load(noise.place + OUT)
-    if place >= 0:
-        y, scale, sides = _load(mixed, span), _scale(noise, s, OUT), _sides(noise, s)
-        output_side = sides + tl.load(noise.place + NUM_MATRICES + OUT)
-        for q in range(noise.rank):
-            coefficient = tl.sum(y * _load(sides + place + q * noise.width, span)) * scale
-            row += coefficient * _load(output_side + q * noise.width, span)
+    row, shifted, seen = _load(x, span), _load(shift, span), _seen(noise, s, LAYOUT)
+    if LAYOUT[_INPUT + OUT] >= 0:
+        y, scale = _load(mixed, span), tl.load(seen[3] + OUT) * seen[2]
+        for q in range(LAYOUT[_RANK]):
+            coefficient = tl.sum(_term(y, span, (seen, q), LAYOUT, OUT)) * scale
+            row += coefficient * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_OUTPUT + OUT], span)
         _store(x, span, row)
     normal = _normal(row, span, layer.norms + 2 * C, C)
     mixture = normal + (shifted - normal) * _load(layer.ffn_mix, span)
     _store(shift, span, normal)
     _store(mixed, span, mixture)
-    _take(mixture, span, noise, s, FFN_KEY)
+    for q in range(LAYOUT[_RANK]):
+        total = tl.sum(_term(mixture, span, (seen, q), LAYOUT, FFN_KEY))
+        tl.store(seen[1] + FFN_KEY * LAYOUT[_RANK] + q, total * tl.load(seen[3] + FFN_KEY) * seen[2])
 
 
 @triton.jit
-def _square_relu(hidden, noise, F: tl.constexpr, TILE: tl.constexpr):
-    s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
-    span = (columns, columns < F)
-    positive = tl.maximum(_added(_load(hidden + s * F, span), span, noise, s, FFN_KEY), 0)
+def _square_relu(hidden, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    F: tl.constexpr = SIZES[0]
+    TILE: tl.constexpr = SIZES[1]
+    s, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if _is_idle(noise, s):
+        return
+    columns = part * TILE + tl.arange(0, TILE)
+    span, seen = (columns, columns < F), _seen(noise, s, LAYOUT)
+    positive = tl.maximum(_added(_load(hidden + s * F, span), span, seen, LAYOUT, FFN_KEY), 0)
     _store(hidden + s * F, span, positive * positive)
-    _take(positive * positive, span, noise, s, FFN_VALUE)
+    for q in range(LAYOUT[_RANK]):
+        total = tl.sum(_term(positive * positive, span, (seen, q), LAYOUT, FFN_VALUE))
+        place = (s * tl.num_programs(1) + part) * LAYOUT[_RANK] + q
+        tl.store(noise[_PARTS] + place, total * tl.load(seen[3] + FFN_VALUE) * seen[2])
 
 
 @triton.jit
-def _add_ffn_value(x, noise, C: tl.constexpr, TILE: tl.constexpr):
+def _add_ffn_value(x, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr):
+    C: tl.constexpr = SIZES[0]
+    TILE: tl.constexpr = SIZES[1]
     s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
-    span = (columns, columns < C)
-    _store(x + s * C, span, _added(_load(x + s * C, span), span, noise, s, FFN_VALUE))
-
-
-@triton.jit
-def _fill_from_table(out, counters, table, num_values, BLOCKS: tl.constexpr):
-    directions, counter = counters
-    d, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCKS
-    block, byte = (first + tl.arange(0, BLOCKS)).to(tl.uint32)[:, None], tl.arange(0, 16)[None, :]
-    zero = block * 0
-    direction, step = zero + tl.load(directions + d).to(tl.uint32), zero + tl.load(counter).to(tl.uint32)
-    key = tl.load(counter + 1) | (tl.load(counter + 2) << 32)
-    w0, w1, w2, w3 = tl.philox(key, block, direction, step, zero)
-    word = tl.where(byte < 8, tl.where(byte < 4, w0, w1), tl.where(byte < 12, w2, w3))
-    index = (word >> (8 * (byte % 4)).to(tl.uint32)) & 255
-    value = first.to(tl.int64) * 16 + tl.arange(0, BLOCKS)[:, None] * 16 + byte
-    tl.store(out + d * num_values + value, tl.load(table + index), mask=value < num_values)
+    if _is_idle(noise, s):
+        return
+    if LAYOUT[_OUTPUT + FFN_VALUE] >= 0:
+        span, seen = (columns, columns < C), _seen(noise, s, LAYOUT)
+        row = _load(x + s * C, span)
+        for q in range(LAYOUT[_RANK]):
+            coefficient = tl.load(noise[_PARTS] + s * PARTS * LAYOUT[_RANK] + q)
+            for part in range(1, PARTS):
+                coefficient += tl.load(noise[_PARTS] + (s * PARTS + part) * LAYOUT[_RANK] + q)
+            row += coefficient * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_OUTPUT + FFN_VALUE], span)
+        _store(x + s * C, span, row)
 
 
 IS_INTERPRETED = not isinstance(_square_relu, triton.runtime.JITFunction)

@@ -57,8 +57,11 @@ def layer_params(params: Params, i: int, matrices: Sequence[str]) -> LayerParams
     return LayerParams(norms, rows(*(f"att.x_{c}" for c in "rkvwag")), vectors, rows("ffn.x_k")[0], tuple(turned))
 
 
-def pack(factors: Factors | None, i: int, matrices: Sequence[str]) -> PackedFactors:
-    """Lay the factors of layer i side by side, input side before output side, in the order of the matrices."""
+def pack(factors: Factors | None, i: int, matrices: Sequence[str], multiple: int = 1) -> PackedFactors:
+    """Lay the factors of layer i side by side, input side before output side, in the order of the matrices.
+
+    Every side starts at a multiple of `multiple` values.
+    """
     place, scale = [-1] * (2 * len(matrices)), [0.0] * len(matrices)
     sides: list[Tensor] = []
     width = 0
@@ -67,9 +70,14 @@ def pack(factors: Factors | None, i: int, matrices: Sequence[str]) -> PackedFact
         if factors is None or name not in factors.scale:
             continue
         pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
-        scale[m], place[m], place[len(matrices) + m] = factors.scale[name], width, width + pair[0].shape[1]
-        sides += [side.mT.bfloat16() for side in pair]  # (D,r,i), (D,r,o); exact: see noise.normal_table
-        width += pair[0].shape[1] + pair[1].shape[1]
+        scale[m] = factors.scale[name]
+        for at, side in zip((m, len(matrices) + m), pair):
+            place[at], gap = width, -side.shape[1] % multiple
+            sides += [
+                side.mT.bfloat16(),
+                side.new_zeros(len(side), side.shape[2], gap, dtype=torch.bfloat16),
+            ]  # (D,r,i)
+            width += side.shape[1] + gap
     return PackedFactors(torch.cat(sides, 2) if sides else None, place, scale)
 
 

@@ -77,8 +77,7 @@ def draw_factors(noise: StepNoise, model: Model, directions: range) -> Factors:
     index, dtype = torch.arange(directions.start, directions.stop, device=model.like.device), model.like.dtype
     factors = Factors(directions.start, {}, {}, {})
     for name in noise.targets:  # one by one, so that no more than one is held twice
-        a, b = noise.factors(name, index)
-        factors.a[name], factors.b[name] = a.to(dtype), b.to(dtype)
+        factors.a[name], factors.b[name] = noise.factors(name, index, dtype=dtype)
         factors.scale[name] = noise.scale(name)
     return factors
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 from functools import lru_cache
 from statistics import NormalDist
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -75,8 +76,10 @@ class StepNoise(NamedTuple):
     targets: dict[str, Target]
     step: int
 
-    def factors(self, name: str, directions: Tensor, rows: slice = WHOLE) -> tuple[Tensor, Tensor]:
-        """Return A (D, *batch, p, r) and B (D, *batch, q, r), fp32, for `directions` (D,) int64 on any device.
+    def factors(
+        self, name: str, directions: Tensor, rows: slice = WHOLE, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """Return A (D, *batch, p, r) and B (D, *batch, q, r) for `directions` (D,) int64 on any device.
 
         Entries are independent, zero-mean and of unit variance, except that B is 1 for full noise. `rows`: only those
         of a matrix's A.
@@ -84,11 +87,11 @@ class StepNoise(NamedTuple):
         target, num_directions = self.targets[name], len(directions)
         lead = math.prod(target.batch) * target.p * target.rank
         if rows == WHOLE:
-            values = self._values(name, directions, 0, target.num_values)
+            values = self._values(name, directions, (0, target.num_values), dtype)
             a, b = values[:, :lead], values[:, lead:]
         else:
-            a = self._values(name, directions, rows.start * target.rank, rows.stop * target.rank)
-            b = self._values(name, directions, lead, target.num_values)
+            a = self._values(name, directions, (rows.start * target.rank, rows.stop * target.rank), dtype)
+            b = self._values(name, directions, (lead, target.num_values), dtype)
         a = a.reshape(num_directions, *target.batch, -1, target.rank)
         if target.is_full:
             return a, a.new_ones(num_directions, 1, 1)
@@ -99,21 +102,36 @@ class StepNoise(NamedTuple):
         target = self.targets[name]
         return self.sigma * target.multiplier / math.sqrt(target.rank)
 
-    def _values(self, name: str, directions: Tensor, start: int, stop: int) -> Tensor:
-        """Return table values start..stop-1 of each direction, (D, stop - start).
+    def _values(self, name: str, directions: Tensor, span: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return the table values of a span of each direction, (D, stop - start); exact in bf16 and fp16 too.
 
         Value v is byte v % 16 (lowest first) of the block v // 16.
         """
         counter = (self.step, *hash_key("perturbation", self.seed, name))
-        first_block, skipped = divmod(start, _BYTES_PER_BLOCK)
-        count = stop - start + skipped
-        if fill_from_table is not None and directions.device.type == "cpu":
+        first_block, skipped = divmod(span[0], _BYTES_PER_BLOCK)
+        count, device = span[1] - span[0] + skipped, directions.device
+        if fill_from_table is not None and device.type == "cpu":
             values = torch.empty(len(directions), count)
             numbers, table = np.array(counter, np.uint64), normal_table().numpy()
             fill_from_table(values.numpy(), first_block, directions.numpy(), numbers, table)
+        elif (kernels := _gpu_kernels(device)) is not None:
+            values = torch.empty(len(directions), count, dtype=dtype, device=device)
+            kernels.fill_from_table(values, first_block, directions, counter, normal_table(device).to(dtype))
         else:
             values = table_values(directions, counter, first_block, count)
-        return values[:, skipped:]
+        return values[:, skipped:].to(dtype)
+
+
+@lru_cache(maxsize=4)
+def _gpu_kernels(device: torch.device) -> ModuleType | None:
+    """Import the kernel that fills tensors of a GPU; None on other devices, and where Triton is missing."""
+    if device.type != "cuda":
+        return None
+    try:
+        from rwkv_es.noise import gpu_kernels
+    except ImportError:
+        return None
+    return gpu_kernels
 
 
 def table_values(directions: Tensor, counter: tuple[int, int, int], first_block: int, count: int) -> Tensor:

@@ -1,18 +1,18 @@
 """The GPU kernels and their engine, value by value; on a machine without a GPU they run in Triton's interpreter."""
 
 import gc
+import json
 import os
 import runpy
 import subprocess
 import sys
-import tempfile
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+from places import ROOT
 from test_cpu import FUSED_KINDS, decode, noise_of
 from test_forward import KINDS, make_model, random_tokens, written_out
 from test_rollout import HOT, NEVER, V, requests_of
@@ -30,10 +30,11 @@ from rwkv_es.noise.targets import UNUSED
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 with pytest.MonkeyPatch.context() as environment:
-    if not HAS_GPU and __name__ != "__main__":
+    if not HAS_GPU:
         environment.setenv("TRITON_INTERPRET", "1")
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'rwkv-es[gpu]' (Linux only)")
     from rwkv_es.engine import gpu_kernels as kernels
+    from rwkv_es.noise import gpu_kernels as noise_kernels
 
 S, C, F, H = 7, 192, 200, 3  # no powers of two
 RANKS = (1, 3, 4)
@@ -89,15 +90,16 @@ class Noise:
         self.scale, self.direction = torch.tensor(scale), torch.tensor([2, 0, 1, 1, 0, 2, 0], device=DEVICE)
         self.sign = torch.tensor([1.0, -1, 1, -1, 0, -1, 1], device=DEVICE)
         self.coefficient = torch.zeros(S, 14, rank, device=DEVICE)
+        self.parts = torch.zeros(S, kernels.parts_of(F), rank, device=DEVICE)
         self.seen = kernels.LayerNoise(
             torch.cat(sides, 2).to(dtype).contiguous(),
-            torch.tensor(place, dtype=torch.int32, device=DEVICE),
             self.scale.to(DEVICE),
             self.direction,
             self.sign,
+            torch.ones(S, dtype=torch.int32, device=DEVICE),
             self.coefficient,
-            rank,
-            width,
+            self.parts,
+            kernels.layout_of(rank, width, place),
         )
 
     def taken(self, x, name):
@@ -227,28 +229,80 @@ def test_norm_and_shift(rank, is_target):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rank", RANKS)
-def test_square_relu_and_add_ffn_value(rank, dtype):
+@pytest.mark.parametrize("tile", [64, 4096])
+def test_square_relu_and_add_ffn_value(rank, dtype, tile, monkeypatch):
+    """A row's hidden values are shared by four programs, or worked on by one."""
+    monkeypatch.setattr(kernels, "_HIDDEN_TILE", tile)
     made, hidden, x = Noise(["FFN_KEY", "FFN_VALUE"], rank, dtype), random(S, F), random(S, C)
+    assert made.parts.shape[1] == (4 if tile == 64 else 1)
     expected = torch.relu(hidden + made.set_("FFN_KEY")).square()
     kernels.square_relu(hidden, made.seen)
     close(hidden, expected)
-    made.check_taken(expected, "FFN_VALUE")
+    close(made.parts.sum(1), made.taken(expected, "FFN_VALUE"))
     total = x + made.added(made.taken(expected, "FFN_VALUE"), "FFN_VALUE")
     kernels.add_ffn_value(x, made.seen)
     close(x, total, 1e-4)  # sums of products of sums
 
 
+def test_nothing_of_a_row_that_is_not_live_is_read_or_written():
+    """Whatever is in such a row (here: nan) stays there, and the others are as without it."""
+    names, idle = list(INDEX), torch.tensor([1, 4])
+
+    def run(live):
+        made, layer = Noise(names, 1), vectors()
+        x, shift, mixed, state = random(S, C), random(S, C, seed=1), random(6, S, C), random(S, H, 64, 64)
+        halves, hidden = [random(S, width) for width in HALVES.values()], random(S, F)
+        work = kernels.Work(mixed, random(7, S, C, seed=3), random(S, C, seed=4))
+        held = [x, shift, state, *halves, hidden, work.v_first, made.coefficient]
+        for rows in (*held, *mixed, *work.products):
+            rows[~live.bool()] = torch.nan
+        seen = made.seen._replace(live=live)
+        kernels.norm_and_mix(x, shift, layer, mixed, seen)
+        kernels.activate_pairs(*halves, seen)
+        kernels.update_state(state, work, layer, True, seen)
+        kernels.norm_and_shift(x, shift, layer, mixed[0], seen)
+        kernels.square_relu(hidden, seen)
+        kernels.add_ffn_value(x, seen)
+        return [*held, *mixed]
+
+    live = torch.ones(S, dtype=torch.int32, device=DEVICE)
+    everybody = run(live)
+    found = run(live.index_fill(0, idle.to(DEVICE), 0))
+    for rows, expected in zip(found, everybody):
+        assert rows[idle].isnan().all()
+        others = [s for s in range(S) if s not in idle]
+        assert torch.equal(rows[others], expected[others])
+
+
+@pytest.mark.parametrize("first_block", [0, 2**28 + 3])
 @pytest.mark.parametrize("count", [1, 16, 37, 1100])
-def test_random_values_have_the_bits_of_the_torch_reference(count):
+def test_random_values_have_the_bits_of_the_torch_reference(count, first_block):
     directions, key = (
         torch.tensor([0, 3, 2**31 + 5], device=DEVICE),
         noise_factors.hash_key("perturbation", 7, "a name"),
     )
-    counter, table = torch.tensor([2**31 + 9, *key], device=DEVICE), noise_factors.normal_table(DEVICE)
+    counter, table = (2**31 + 9, *key), noise_factors.normal_table(DEVICE)
+    expected = noise_factors.table_values(directions, counter, first_block, count)
     for dtype in (torch.float32, torch.bfloat16):
         out = torch.full((3, count), torch.nan, dtype=dtype, device=DEVICE)
-        kernels.fill_from_table(out, directions, counter, table.to(dtype))
-        assert torch.equal(out.float(), noise_factors.table_values(directions, (2**31 + 9, *key), 0, count))
+        noise_kernels.fill_from_table(out, first_block, directions, counter, table.to(dtype))
+        assert torch.equal(out.float(), expected)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(8, 24)])
+def test_a_gpu_draws_factors_by_its_kernel(monkeypatch, rows):
+    """In the dtype that is asked for, whole or some rows of A; without the kernel, by plain torch operations."""
+    noise = noise_factors.Noise(3, noise_factors.select({"blocks.0.ffn.key.weight": (40, 24)}, {"matrices": 1.0}, 3))
+    directions, name = torch.arange(5, device=DEVICE), "blocks.0.ffn.key.weight"
+    expected = noise.at(2, 0.1).factors(name, directions, rows)
+    monkeypatch.setattr(noise_factors, "fill_from_table", None)
+    monkeypatch.setattr(noise_factors, "_gpu_kernels", lambda device: noise_kernels)
+    by_kernel = noise.at(2, 0.1).factors(name, directions, rows, torch.bfloat16)
+    monkeypatch.setattr(noise_factors, "_gpu_kernels", lambda device: None)
+    plain = noise.at(2, 0.1).factors(name, directions, rows)
+    for one, other, third in zip(expected, by_kernel, plain):
+        assert other.dtype == torch.bfloat16
+        assert torch.equal(one, other.float()) and torch.equal(one, third)
 
 
 def test_the_matrices_are_those_of_the_cpu_kernels():
@@ -450,78 +504,46 @@ def test_what_the_engine_cannot_run_is_refused(tmp_path, monkeypatch):
     assert not gpu.is_able(half, None)
     with pytest.raises(ConfigError, match="engine triton needs a GPU"):
         rollout(model, requests_of(2, 2), Decoding(NEVER, engine="triton"), factors)
-    monkeypatch.setattr("triton.__version__", "3.2.1")
-    with pytest.raises(ImportError, match=r"from 3\.3 on"):
+    monkeypatch.setattr("triton.__version__", "3.3.1")
+    with pytest.raises(ImportError, match=r"from 3\.4 on"):
         runpy.run_path(kernels.__file__)
     monkeypatch.setattr(gpu, "_kernels", lambda: None)
     assert not gpu.is_able(model, None)
 
 
-ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+def compiled(*options, cache):
+    """Compile all kernels in a process of its own, without the interpreter; return the facts by kernel."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_compile.py"), *options]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return {facts["kernel"]: facts for facts in map(json.loads, done.stdout.splitlines())}
+
+
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "architecture", ["sm_80", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_90", "gfx942"))]
+    "options",
+    [
+        pytest.param("sm_90", id="sm_90"),
+        *(
+            pytest.param(o, marks=SLOW)
+            for o in ("sm_90 --state fp16", "sm_90 --rank 4", "sm_80", "sm_90 --unperturbed")
+        ),
+        *(pytest.param(o, marks=SLOW) for o in ("gfx942", "sm_80 --dim 192 --ffn 200 --dtype fp32 --rank 3")),
+    ],
 )
-def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, architecture):
-    """With the engine's own arguments, down to machine code; `python tests/test_gpu.py sm_90` lists them."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, __file__, architecture]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    names = {line.split()[1] for line in done.stdout.splitlines()}
+def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, options):
+    """And keeps its promises: a head's state is asked for at once, by few instructions, and all fits the registers."""
+    found = compiled(*options.split(), cache=tmp_path)
     time_mix, channel_mix = {"_norm_and_mix", "_activate_pairs", "_update_state"}, {"_norm_and_shift", "_square_relu"}
-    assert names == time_mix | channel_mix | {"_add_ffn_value", "_fill_from_table"}
-
-
-class AbsentGpu:
-    """What Triton asks a driver for while it compiles."""
-
-    def __init__(self, architecture):
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget(*ARCHITECTURES[architecture])
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-
-def compile_all(architecture):
-    """Let the engine call its kernels, which are compiled and not run; print each one's size in bytes."""
-    from triton.runtime import JITFunction, driver
-
-    driver.set_active(AbsentGpu(architecture))
-
-    def compile_only(self, grid):
-        def call(*args, **options):
-            compiled = self.run(*args, grid=grid, warmup=True, **options)
-            print(architecture, self.fn.__name__, len(compiled.asm.get("cubin") or compiled.asm["hsaco"]), flush=True)
-
-        return call
-
-    JITFunction.__getitem__ = compile_only
-    with tempfile.TemporaryDirectory() as folder:
-        for dtype, rank in ((torch.float32, 1), (torch.bfloat16, 4)):
-            model = make_model(Path(folder), 2, 192, 48, dtype=dtype)
-            factors, weights = perturbed(model, {"matrices": 1.0}, rank, [0, 1, 5, 4, 2, 2, 3, 0])
-            gpu.GpuEngine(model, factors, 8, None).forward(
-                weights, model.arch, tokens_of(8, 1)[:, 0], new_state(model, 8)
-            )
-    kernels.fill_from_table(
-        torch.empty(1, 100), torch.zeros(1, dtype=torch.int64), torch.tensor([1, 2, 3]), torch.empty(256)
-    )
-
-
-if __name__ == "__main__":
-    compile_all(sys.argv[1])
+    assert found.keys() == time_mix | channel_mix | {"_add_ffn_value", "_fill_from_table"}
+    assert not any(facts["spills_bytes"] for facts in found.values())
+    update = found["_update_state"]
+    assert update["instructions"] * update["warps"] <= 1600
+    if options.startswith("sm"):
+        assert update["branches"] == 0, "something is decided before the state is loaded"
+        assert update["loads_of_16_bytes"] >= (16 if "fp16" in options else 32), "64 x 64 values by 32 threads"
+        assert found["_norm_and_mix"]["registers"] <= 80 or "rank" in options, "two programs of 16 warps at a time"
