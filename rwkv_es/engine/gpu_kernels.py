@@ -2,10 +2,8 @@
 
 One program works on one row, in `update_state` on one head of a row; it never looks at another, so that a row's bits
 depend on nothing but itself. Each kernel adds the output side of the perturbations whose product it consumes, and takes
-the input side of those whose operand it makes. Whatever is loaded is computed with in fp32. A row that is not live is
-left at once: nothing of it is read or written.
-
-Where factors lie is compiled in: no address waits for another load. All layers but the first are alike.
+the input side of those whose operand it makes, computing in fp32. Where factors lie is compiled in: no address waits
+for another load. Of a row that is not live nothing is read or written.
 
 With TRITON_INTERPRET=1, set before this module is imported, Triton runs the kernels on CPU tensors in its interpreter.
 """
