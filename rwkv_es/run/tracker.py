@@ -1,7 +1,11 @@
-"""Where a run's scalars go besides `metrics.jsonl`: TensorBoard, W&B and the like, through Accelerate."""
+"""Where a run's scalars go besides `metrics.jsonl`: TensorBoard, W&B and the like, through Accelerate.
+
+Whatever a tracker raises is one sentence: at the start it ends the run, later it ends the tracker alone.
+"""
 
 import importlib.util
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,33 +13,90 @@ from typing import Any
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 
+MAX_REASON_CHARS = 300
+
+
+class Tracker:
+    """A tracker that is told of scalars until it fails."""
+
+    def __init__(self, name: str, tracker: Any) -> None:
+        self.name, self._tracker = name, tracker
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Show it a step's scalars; if it fails, say so and leave it alone from now on."""
+        self._call("log", dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Let it write what it still holds."""
+        self._call("finish")
+        self._tracker = None
+
+    def _call(self, what: str, *arguments: Any, **named: Any) -> None:
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, what)(*arguments, **named)
+        except Exception as error:  # noqa: BLE001  a service's own errors of all kinds
+            self._tracker = None
+            print(
+                f"rwkv-es: tracker {self.name} has failed ({_reason(error)}) and is told nothing more; metrics.jsonl "
+                "has all of it",
+                file=sys.stderr,
+            )
+
 
 @contextmanager
-def open_tracker(config: Config, folder: Path | None, num_steps: int) -> Iterator[Any]:
-    """Start one of Accelerate's trackers for the run in `folder`, after `num_steps` steps; None if none is wanted.
+def open_tracker(config: Config, folder: Path | None, num_steps: int) -> Iterator[Tracker | None]:
+    """Start a tracker for the run in `folder`, after `num_steps` steps; None if none is wanted.
 
     Raises:
-        ConfigError: the tracker is not installed or cannot be started.
+        ConfigError: the tracker that the options name is not installed or cannot be started.
     """
-    name = _tracker_name(config.tracker)
-    if folder is None or name == "none":
-        yield None
-        return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
+    tracker = _start(config.tracker, folder, num_steps) if folder is not None else None
     try:
-        if name == "tensorboard":
-            tracker = LOGGER_TYPE_TO_CLASS[name]("tensorboard", folder, purge_step=num_steps + 1)
-        else:
-            tracker = LOGGER_TYPE_TO_CLASS[name]("rwkv-es", name=folder.name)
-        tracker.start()
-    except (ImportError, KeyError) as error:
-        raise ConfigError(f"tracker {name} cannot be used ({error}); install it, or use --tracker none") from None
-    yield tracker
-    tracker.finish()
+        yield tracker
+    finally:
+        if tracker is not None:
+            tracker.close()
 
 
-def _tracker_name(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+def _start(wanted: str, folder: Path, num_steps: int) -> Tracker | None:
+    name = "tensorboard" if wanted == "auto" else wanted
+    if name == "none" or (wanted == "auto" and not _is_installed(name)):
+        return None
+    if not _is_installed(name):
+        raise ConfigError(f"tracker {name} is not installed; pip install {name}, or use --tracker none")
+    try:
+        return Tracker(name, _started(name, folder, num_steps))
+    except Exception as error:  # noqa: BLE001  a service's own errors of all kinds
+        if wanted != "auto":
+            raise ConfigError(f"tracker {name} cannot be used ({_reason(error)}); or use --tracker none") from None
+        print(f"rwkv-es: no scalars go to TensorBoard, which cannot be used ({_reason(error)})", file=sys.stderr)
+        return None
+
+
+def _started(name: str, folder: Path, num_steps: int) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    from accelerate.utils import clear_environment
+
+    with clear_environment():  # of what MPI, SLURM and others say of processes: this one trains alone
+        PartialState(cpu=True)  # which trackers need; where processes train together, it is there already
+    if name == "tensorboard":
+        tracker = LOGGER_TYPE_TO_CLASS[name]("tensorboard", folder, purge_step=num_steps + 1)
+    else:
+        tracker = LOGGER_TYPE_TO_CLASS[name]("rwkv-es", name=folder.name)
+    tracker.start()
+    return tracker
+
+
+def _is_installed(package: str) -> bool:
+    """Say whether a package can be imported: a folder of its name, with what it has written, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _reason(error: Exception) -> str:
+    """Return in a line what a library says."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= MAX_REASON_CHARS else f"{said[:MAX_REASON_CHARS]} ..."
