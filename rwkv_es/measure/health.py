@@ -2,6 +2,8 @@
 
 import sys
 
+from torch import Tensor
+
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
@@ -10,6 +12,7 @@ from rwkv_es.model.weights import Members
 from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
 from rwkv_es.session import Answers
 
+NUM_WITHOUT_SIGNAL = 3  # steps in a row, after which something is amiss
 MOST_BROKEN = 0.5  # of a step's answers may end because the logits are not finite
 
 
@@ -44,3 +47,23 @@ def watch_broken(es: ES, counted: StepCounts, members: Members, answers: Answers
             f"(members {names}); their rewards are missing",
             file=sys.stderr,
         )
+
+
+def advise_without_signal(config: Config, num_in_a_row: int, rewards: Tensor) -> None:
+    """Say loudly what to try, once in a row of steps whose rewards move nothing: rewards (N,P) of the last."""
+    if num_in_a_row != NUM_WITHOUT_SIGNAL:
+        return
+    known = rewards[~rewards.isnan()]
+    if len(known) and bool((known >= 1).all()):
+        advice = "every answer is right already, so take harder problems, or a reward that asks for more"
+    else:
+        larger = f"--sigma {4 * config.sigma:g} (now {config.sigma:g})"
+        more = f"--prompts {4 * config.prompts} (now {config.prompts})"
+        sampled = "" if config.temperature else ", --temperature 1"
+        advice = f"try {larger}, {more}{sampled}, easier problems, or a reward that pays for a part of the way"
+    print(
+        f"rwkv-es: WARNING: {num_in_a_row} STEPS IN A ROW WITHOUT SIGNAL: the members of each pair earned the same, so "
+        f"nothing is learned; {advice}; `rwkv-es doctor` with the same options measures it",
+        file=sys.stderr,
+        flush=True,
+    )

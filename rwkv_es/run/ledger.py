@@ -45,6 +45,7 @@ class Ledger:
         self.folder, self.keep, self._lock = folder, keep, lock
         self.steps: list[Step] = []  # without their rewards, which nobody asks for again
         self.num_without_signal = 0  # of the steps
+        self.num_in_a_row_without_signal = 0  # of the last steps
         self.changed: list[str] = []  # contents that are no longer what the run began with
         self._seal = ""
 
@@ -183,7 +184,9 @@ class Ledger:
 
     def _note(self, step: Step, seal: str) -> None:
         self.steps.append(in_memory(step))
-        self.num_without_signal += not any(step.fitness)
+        is_still = step.fitness[::2] == step.fitness[1::2]  # mirrored members alike: they cancel
+        self.num_without_signal += is_still
+        self.num_in_a_row_without_signal = self.num_in_a_row_without_signal + 1 if is_still else 0
         self._seal = seal
 
     def _drop_untaken_(self) -> None:

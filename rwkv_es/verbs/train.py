@@ -14,7 +14,7 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import readable, step_line
-from rwkv_es.measure.health import refuse_failing, watch_broken
+from rwkv_es.measure.health import advise_without_signal, refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
 from rwkv_es.measure.progress import progress
 from rwkv_es.preflight import preflight
@@ -119,12 +119,13 @@ def take_step(run: Run) -> None:
     timer.lap("update_s")
     checked = agreed_checksum(run)
     if run.ledger is not None:
-        still = run.ledger.num_without_signal + (not update.fitness.any())
+        still = run.ledger.num_without_signal + bool((update.fitness[::2] == update.fitness[1::2]).all())
         metrics = step_metrics(report, update, timer, still)
         note(run, run.es.step, metrics)
         run.ledger.write_samples(run.es.step, readable(answers, scores))
         run.ledger.append(recorded(report, update, checked, timer.total_s))
         print(step_line(config.steps, update.step, metrics), flush=True)
+        advise_without_signal(config, run.ledger.num_in_a_row_without_signal, report.rewards)
 
 
 def recorded(report: StepReport, update: Update, checked: str, seconds: float) -> Step:

@@ -7,10 +7,11 @@ import torch
 from jobs import arguments
 
 from rwkv_es.cli import main
+from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import Rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
-from rwkv_es.measure.health import watch_broken
+from rwkv_es.measure.health import advise_without_signal, watch_broken
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.run.record import read_steps
 from rwkv_es.session import Answers
@@ -74,3 +75,35 @@ def test_other_processes_answers_count_too(tmp_path):
     with pytest.raises(ConfigError, match="6 of 10"):
         watch_broken(es, StepCounts(10, 0, 0, 0, 0, 0, 6), es.ask(), sound)
     assert torch.isfinite(es.model.params["head.weight"]).all()
+
+
+@pytest.mark.parametrize("in_a_row, is_said", [(0, False), (2, False), (3, True), (4, False), (30, False)])
+def test_steps_without_signal_are_said_once_in_a_row(capsys, in_a_row, is_said):
+    advise_without_signal(Config(sigma=0.002, prompts=3), in_a_row, torch.zeros(4, 3))
+    said = capsys.readouterr().err
+    assert said.count("\n") == is_said
+    assert ("--sigma 0.008 (now 0.002), --prompts 12 (now 3), --temperature 1" in said) == is_said
+
+
+def test_what_is_right_already_needs_harder_problems(capsys):
+    advise_without_signal(Config(), 3, torch.tensor([[1.0, torch.nan], [1.0, 1.5]]))
+    said = capsys.readouterr().err
+    assert "harder problems" in said and "--sigma" not in said
+
+
+def test_a_training_that_does_not_move_says_so_once_and_after_going_on_counts_on(tmp_path, capsys):
+    options = {"sigma": 1e-9, "eval_every": 0}  # members answer as the base does
+    assert main(arguments(tmp_path / "run", **options, steps=2)) == 0
+    assert "WITHOUT SIGNAL" not in capsys.readouterr().err
+    assert main(arguments(tmp_path / "run", **options, steps=5)) == 0
+    assert capsys.readouterr().err.count("3 STEPS IN A ROW WITHOUT SIGNAL") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["steps_without_signal"] for row in rows] == [1, 2, 3, 4, 5]
+
+
+def test_mirrored_members_alike_are_no_signal_whatever_their_fitness(tmp_path, capsys):
+    """Raw rewards of a solved task are 1 for all: fitness is not zero, and yet nothing moves."""
+    (tmp_path / "one.py").write_text("def one(completion):\n    return 1.0\n")
+    options = {"reward": f"{tmp_path}/one.py:one", "fitness": "raw", "eval_every": 0, "steps": 3}
+    assert main(arguments(tmp_path / "run", **options)) == 0
+    assert "3 STEPS IN A ROW WITHOUT SIGNAL" in capsys.readouterr().err

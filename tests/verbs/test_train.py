@@ -122,7 +122,7 @@ def test_metrics_of_a_step_are_there_once_wherever_a_run_was_stopped(undisturbed
 
 
 def test_a_tracker_that_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match=r"tracker trackio cannot be used .*--tracker none"):
+    with pytest.raises(ConfigError, match=r"tracker trackio is not installed.*--tracker none"):
         run(tmp_path / "run", tracker="trackio")
 
 
