@@ -26,13 +26,17 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 @pytest.fixture
 def example_task(tmp_path, monkeypatch):
     """The README's own task, saved where its commands expect it."""
-    (source,) = blocks("python")
+    (source,) = (block for block in blocks("python") if "def problems" in block)
     (tmp_path / "vowels.py").write_text(source, encoding="utf-8")
     (tmp_path / "rwkv_es").symlink_to(ROOT / "rwkv_es")
     for model in set(re.findall(r"--model (\S+\.pth)", README)):
         (tmp_path / model).symlink_to(resolve("tiny"))
-    (tmp_path / "runs" / "gsm8k-gentle").mkdir(parents=True)
-    (tmp_path / "runs" / "gsm8k-gentle" / "config.yaml").write_text("task: gsm8k")
+    for name in ("gsm8k", "gsm8k-gentle"):  # runs, as far as the command line looks at them
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("task: gsm8k\nmade_with: {base: base.pth}")
+        (run / "ledger.jsonl").touch()
+        (run / "base.pth").symlink_to(resolve("tiny"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -81,7 +85,7 @@ def test_a_command_is_understood(command, example_task, ran, capsys):
 def test_the_example_task_is_short_and_pays_its_gold_answer_and_nothing_else(example_task):
     from rwkv_es.task import load_task
 
-    (source,) = blocks("python")
+    (source,) = (block for block in blocks("python") if "def problems" in block)
     assert len(source.splitlines()) <= 16
     task = load_task("./vowels.py")
     for split in ("train", "test"):
@@ -95,3 +99,7 @@ def test_the_example_task_is_short_and_pays_its_gold_answer_and_nothing_else(exa
 def test_the_files_it_speaks_of_exist():
     for name in set(re.findall(r"`([A-Z]+\.(?:md|cff))`", README)):
         assert (ROOT / name).exists(), name
+
+
+def test_the_example_in_python_is_the_file():
+    assert f"```python\n{(ROOT / 'examples' / 'ask_tell.py').read_text(encoding='utf-8')}```" in README
