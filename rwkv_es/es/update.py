@@ -85,7 +85,9 @@ class Updater:
     def weights(self) -> Params:
         """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
         params, dtype = self.exact()
-        return {name: w if dtype is None or name in self.scales else w.to(dtype).cpu() for name, w in params.items()}
+        if dtype is None:
+            return params
+        return {name: w if name in self.scales else w.to(dtype).cpu() for name, w in params.items()}
 
     def exact(self) -> tuple[Params, torch.dtype | None]:
         """Return the same without any copy, and the dtype that they are to be taken in (None: as they are)."""
