@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es import __version__
-from rwkv_es.config.file import is_run_folder, load_file
+from rwkv_es.config.combinations import idle_options
+from rwkv_es.config.file import is_run_folder, load_file, run_folder
 from rwkv_es.config.flags import MAIN_OPTION, SHOW_OPTIONS, VERBS, Parser, argument, parse, verb_parser
 from rwkv_es.config.option import nearest
 from rwkv_es.config.options import OPTIONS, Config, build
@@ -108,6 +109,7 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
     config = build({**_from_files(verb, file, given), **given}, verb)
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")
+    _mind_idle(config, verb, given, is_old=_is_of_run(verb, file, config))
     if is_dry_run:
         from rwkv_es.verbs.plan import dry_run
 
@@ -119,6 +121,23 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
     _use_threads(config)
     run(config)
     return None
+
+
+def _mind_idle(config: Config, verb: str, given: dict[str, Any], is_old: bool) -> None:
+    """Refuse options that do nothing; say it of those that nobody has just written, and where nothing is lost."""
+    for idle in idle_options(config, verb, given):
+        is_written = idle.name in given or (verb == "train" and not is_old)
+        if is_written and not idle.is_harmless:
+            raise ConfigError(idle.text)
+        if is_written or not config.text:  # a run's or a recipe's file serves every command
+            _complain(f"note: {idle.text}")
+
+
+def _is_of_run(verb: str, file: str, config: Config) -> bool:
+    """Say whether options come from a run that has begun, perhaps with an earlier release."""
+    if verb != "train":
+        return verb == "resume"
+    return any(map(is_run_folder, (file, str(Path(file).parent) if file else "", str(run_folder(config)))))
 
 
 def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +222,8 @@ def _tasks(argv: Sequence[str]) -> None:
             parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **argument(f), default=argparse.SUPPRESS)
     given = parse(parser, argv)
     if not given.show:
+        if idle := [name for name in SHOW_OPTIONS if name in given]:
+            raise ConfigError(f"{idle[0]} does nothing in a list of all tasks; try rwkv-es tasks show NAME")
         from rwkv_es.verbs.tasks import print_tasks
 
         print_tasks()

@@ -45,8 +45,24 @@ def complaint(capsys, argv):
 
 
 def test_flags_reach_the_verb_converted(ran):
-    assert main(["train", "--steps", "3", "--lr=1e-2", "--targets", "matrices=1,head.weight=10", "--sigma-decay"]) == 0
-    wanted = Config(steps=3, lr=0.01, targets={"matrices": 1.0, "head.weight": 10.0}, sigma_decay=True)
+    assert (
+        main(
+            [
+                "train",
+                "--steps",
+                "3",
+                "--lr=1e-2",
+                "--targets",
+                "matrices=1,head.weight=10",
+                "--sigma-decay",
+                "--schedule=linear",
+            ]
+        )
+        == 0
+    )
+    wanted = Config(
+        steps=3, lr=0.01, targets={"matrices": 1.0, "head.weight": 10.0}, sigma_decay=True, schedule="linear"
+    )
     assert ran["train"] == wanted
 
 

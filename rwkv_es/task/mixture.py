@@ -4,6 +4,7 @@ import math
 import os
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from rwkv_es.errors import TaskError
 from rwkv_es.task.task import PART, Generated, Problem, Task, load_task
 
-LONGEST_CYCLE = 1000  # problems in which every part comes exactly as often as its weight says
+LONGEST_CYCLE = 100_000  # problems in which every part comes exactly as often as its weight says
 
 
 class Named(NamedTuple):
@@ -115,23 +116,21 @@ def overlap(train: Sequence[Problem], test: Sequence[Problem]) -> int:
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Return small whole numbers in the proportion of the weights; those that are not whole count in per cent.
-
-    Where a weight is under half a per cent of all, they count in per mille.
+    """Return the smallest whole numbers in exactly the proportion of the weights, as they are written (0.1 is a tenth).
 
     Raises:
-        TaskError: a weight is so small beside the others that its task would hardly ever be asked.
+        TaskError: their sum is too large: some task would hardly ever be asked.
     """
-    total = sum(weights)
-    is_whole = all(float(weight).is_integer() for weight in weights) and total <= LONGEST_CYCLE
-    scales = [total] if is_whole else [100, LONGEST_CYCLE]
-    for whole in ([round(scale * (weight / total)) for weight in weights] for scale in scales):
-        if all(whole):
-            return [number // math.gcd(*whole) for number in whole]
-    raise TaskError(
-        f"a task of a mixture must be at least one problem in {2 * LONGEST_CYCLE}; the weights are "
-        f"{', '.join(f'{weight:g}' for weight in weights)}: bring them nearer to each other"
-    )
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * unit) for weight in exact]
+    found = [number // math.gcd(*whole) for number in whole]
+    if sum(found) > LONGEST_CYCLE:
+        raise TaskError(
+            f"the weights {', '.join(f'{weight:g}' for weight in weights)} repeat after {sum(found)} problems only; at "
+            f"most {LONGEST_CYCLE} are allowed: write smaller whole numbers, like 1 and 2 for 0.33333 and 0.66667"
+        )
+    return found
 
 
 def _named(part: str) -> Named:

@@ -1,5 +1,6 @@
 """`rwkv-es train`: evolution strategies with low-rank perturbations (EGGROLL, arXiv 2511.16652)."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rwkv_es.config.combinations import idle_here
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.engine.batch import Verdict
@@ -53,8 +55,11 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     """
     with joined(config) as cluster, explaining_out_of_memory(config):
         session = steady_everywhere(cluster, open_session(config, task))
-        if cluster.is_leader and config.eval_every:
-            warn_if_splits_overlap(session)
+        if cluster.is_leader:
+            for idle in idle_here(config, cluster.size, str(session.model.like.dtype).removeprefix("torch.")):
+                print(f"rwkv-es: note: {idle.text}", file=sys.stderr)
+            if config.eval_every:
+                warn_if_splits_overlap(session)
         es = ES.of(config, session.model, session.base)
         session, folder = session._replace(model=es.model), run_folder(config)
         learned_from = contents(config, session.task, session.tokenizer)

@@ -56,15 +56,32 @@ def test_weights_become_whole_numbers(weights, whole):
 
 
 @pytest.mark.parametrize(
-    ("weights", "whole"), [((1, 1500), [1, 999]), ((0.002, 0.998), [1, 499]), ((0.3, 99.7), [3, 997])]
+    ("weights", "whole"),
+    [
+        ((1, 1500), [1, 1500]),
+        ((0.002, 0.998), [1, 499]),
+        ((0.3, 99.7), [3, 997]),
+        ((0.333, 0.667), [333, 667]),
+        ((0.1, 0.2, 0.7), [1, 2, 7]),
+        ((1e-3, 2.5), [1, 2500]),
+        ((1, 99_999), [1, 99_999]),
+    ],
 )
-def test_small_weights_are_not_rounded_up_to_a_per_cent(weights, whole):
+def test_weights_are_exact(weights, whole):
     assert whole_weights(weights) == whole
 
 
-@pytest.mark.parametrize("weights", ["copy=1,countdown=5000", "copy=1e-9,countdown=1", "copy=1e308,countdown=1e-308"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "copy=1,countdown=100000",
+        "copy=1e-9,countdown=1",
+        "copy=1e308,countdown=1e-308",
+        "copy=0.3333333,countdown=0.6666667",
+    ],
+)
 def test_weights_too_far_apart_are_refused(weights):
-    with pytest.raises(TaskError, match="at least one problem in 2000"):
+    with pytest.raises(TaskError, match="at most 100000 are allowed"):
         load_tasks(weights)
 
 
