@@ -18,6 +18,7 @@ from rwkv_es.config.options import PROVENANCE, model_name
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.model import checkpoint
+from rwkv_es.run import made
 from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, made_by_a_run, provenance, read_config
 from rwkv_es.run.lock import Lock
 from rwkv_es.run.record import in_memory, sealed, stream
@@ -110,6 +111,11 @@ class Ledger:
         self._lock.check()
         save_snapshot(self.folder, Snapshot(step, params, dict(optimizer)), self.keep, best_score)
 
+    def prune(self) -> None:
+        """Remove what a crash between a snapshot and its pruning has left; the best has to be written down by then."""
+        with files.writing(self.folder):
+            prune(self.folder, self.keep)
+
     def latest_snapshot(self) -> Snapshot | None:
         """Return the newest snapshot that is whole and has the weights that the ledger speaks of.
 
@@ -172,6 +178,7 @@ class Ledger:
         with files.writing(self.folder):
             if not (self.folder / "config.yaml").exists():  # first of all: it says that this is a run's folder
                 files.replace(self.folder / "config.yaml", config_text(options, made_with))
+                made.begin(self.folder)
             path.touch()
             if path.stat().st_size > end:  # what a crash has torn
                 os.truncate(path, end)
@@ -179,7 +186,6 @@ class Ledger:
             self._drop_untaken_()
             if self.changed:
                 forget_best(self.folder)
-            prune(self.folder, self.keep)
             files.replace(self.folder / "config.yaml", config_text(options, made_with))
 
     def _note(self, step: Step, seal: str) -> None:

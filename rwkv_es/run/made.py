@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rwkv_es import files
@@ -9,30 +11,48 @@ from rwkv_es.errors import ConfigError
 
 _FILE = ".rwkv-es-made.json"
 _END = 1 << 20  # bytes at either end of a file that are looked at
+_UNFINISHED = ""  # in place of a hash: a crash may have come before or after the file was in its place
 
 
-def note(folder: Path, path: Path) -> None:
-    """Remember that the run has written a file of its folder, as it is now."""
-    files.replace(folder / _FILE, json.dumps({**_noted(folder), path.name: _print(path)}) + "\n")
+def begin(folder: Path) -> None:
+    """Note that a new run has made nothing yet."""
+    files.replace(folder / _FILE, "{}\n")
 
 
-def refuse_foreign(folder: Path, path: Path) -> None:
-    """Refuse to replace a file of a run's folder that the run did not write, or that somebody has changed.
+@contextmanager
+def making(folder: Path, paths: Sequence[Path]) -> Iterator[None]:
+    """Let files of a run's folder be written, or replaced if the run wrote them and nobody has changed them since.
 
     Raises:
-        ConfigError: there is such a file. Runs of releases that kept no note may replace what is there.
+        ConfigError: one of them is somebody else's.
     """
     noted = _noted(folder)
-    if (folder / _FILE).exists() and path.exists() and noted.get(path.name) != _print(path):
-        raise ConfigError(f"{path} was not written by this run, or was changed since; move it away, or choose an --out")
+    for path in paths:
+        if path.exists() and noted.get(path.name) not in (_UNFINISHED, _print(path)):
+            raise ConfigError(
+                f"{path} was not written by this run, or was changed since; move it away, or choose an --out"
+            )
+    with files.writing(folder / _FILE):
+        _note(folder, {**noted, **{path.name: _UNFINISHED for path in paths}})
+    yield
+    others = {name: found for name, found in noted.items() if name not in {path.name for path in paths}}
+    with files.writing(folder / _FILE):
+        _note(folder, {**others, **{path.name: _print(path) for path in paths if path.exists()}})
 
 
 def _noted(folder: Path) -> dict[str, str]:
+    """Return the hashes of what the run has written; of an earlier release's run, which kept no note, of all files."""
+    if not (folder / _FILE).exists():
+        return {path.name: _print(path) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
     try:
         found = json.loads((folder / _FILE).read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _note(folder: Path, noted: dict[str, str]) -> None:
+    files.replace(folder / _FILE, json.dumps(noted) + "\n")
 
 
 def _print(path: Path) -> str:

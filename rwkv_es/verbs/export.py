@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, default_export
-from rwkv_es.run.made import note, refuse_foreign
+from rwkv_es.run.made import making
 from rwkv_es.run.record import read_steps
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
 
@@ -37,19 +38,16 @@ def export(config: Config) -> Path:
     base = Path(options[PROVENANCE]["base"])
     out = Path(config.out) if config.out else default_export(run, base)
     is_own = out.absolute() == default_export(run, base).absolute()
-    if is_own:
-        for path in _outputs(out):
-            refuse_foreign(run, path)
-    elif out.exists():
+    if not is_own and out.exists():
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     sha256 = options[PROVENANCE]["base_sha256"]
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
-    for path in export_params(snapshot.params, base, out):
+    with making(run, _outputs(out)) if is_own else nullcontext():
+        written = export_params(snapshot.params, base, out)
+    for path in written:
         print(f"wrote {path} (weights after {snapshot.step} steps)")
-        if is_own:
-            note(run, path)
     return out
 
 

@@ -11,7 +11,7 @@ import yaml
 from rwkv_es.files import read_sound_lines, replace, writing
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights
-from rwkv_es.run.made import note, refuse_foreign
+from rwkv_es.run.made import making
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6
@@ -52,10 +52,8 @@ def write_report(run_folder: Path) -> Path:
     metrics = read_sound_lines(run_folder / "metrics.jsonl")
     samples = read_sound_lines(run_folder / "samples.jsonl")
     path = run_folder / "report.html"
-    refuse_foreign(run_folder, path)
-    with writing(path):
+    with making(run_folder, [path]), writing(path):
         replace(path, _page(run_folder, options, metrics, samples))
-        note(run_folder, path)
     return path
 
 

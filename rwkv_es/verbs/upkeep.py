@@ -152,7 +152,10 @@ def hold_out(run: Run) -> float:
 
 
 def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:
-    """Save the weights every so many steps, at the end, and where they are the best so far (`score`)."""
+    """Save the weights every so many steps, at the end, and where they are the best so far (`score`).
+
+    Pruning waits until then: a run killed before it wrote down its best would lose an earlier snapshot when it opens.
+    """
     step = run.es.step
     if run.ledger is None or not step:
         return
@@ -160,6 +163,8 @@ def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:
     is_due = (is_over or step % run.config.snapshot_every == 0) and not run.ledger.has_snapshot(step)
     if best_score is not None or is_due:
         run.ledger.save_snapshot(step, run.es.weights(), run.es.optimizer_state(), best_score)
+    else:
+        run.ledger.prune()
 
 
 def has_stalled(run: Run) -> bool:

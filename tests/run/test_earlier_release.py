@@ -61,9 +61,12 @@ def test_resume_with_a_moved_base_and_other_slots_takes_the_steps_that_the_old_r
     assert checksums(run)[4:] == expected
 
 
-def test_the_same_command_finds_the_old_folder_and_rebuilds_its_weights(run, capsys, monkeypatch):
+def test_the_same_command_finds_the_old_folder_rebuilds_its_weights_and_replaces_its_report(run, capsys, monkeypatch):
+    for name in ("report.html", "rwkv7-tiny.pth"):
+        (run / name).write_text("as 0.1.0 wrote it, without noting what it makes")
     out, _ = go_on([*COMMAND.split(), "--steps", "4", "--slots", "8"], capsys, monkeypatch)
     assert f"continuing {run.relative_to(run.parents[1])} after step 4" in out
     assert checksums(run) == checksums(RECORDED)
     assert main(["replay", "runs/countdown_mini-tiny-seed2"]) == 0
     assert [path.name for path in run.parent.iterdir()] == [run.name], "no second folder"
+    assert (run / "rwkv7-tiny.pth").stat().st_size > 100_000 and "<html" in (run / "report.html").read_text()

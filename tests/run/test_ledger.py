@@ -503,11 +503,13 @@ def test_a_ledger_that_was_changed_is_refused_before_anything_is_cut_off(base):
     assert path.read_bytes() == changed
 
 
-def test_opening_removes_snapshots_that_a_kill_left_over(base):
+def test_snapshots_that_a_kill_left_over_stay_until_it_is_written_down_which_is_the_best(base):
     with start(base, 4, keep=4) as ledger:
         for number in (1, 2, 3, 4):
             ledger.save_snapshot(number, after(number), {}, 0.5 if number == 1 else None)
-    start(base, keep=1).close()
+    with start(base, keep=1) as ledger:
+        assert snapshot_steps(base.parent / "run") == [1, 2, 3, 4]
+        ledger.prune()
     assert snapshot_steps(base.parent / "run") == [1, 4]
 
 
