@@ -140,7 +140,7 @@ def state_of(run: Path) -> State:
         if path.is_file()
     }
     digests |= {f"{path.relative_to(run)}/": "" for path in run.rglob("*") if path.is_dir()}
-    evaluations = [(row["step"], row.get("held_out_reward")) for row in rows["metrics.jsonl"]]
+    evaluations = [(row["step"], row.get("eval/reward")) for row in rows["metrics.jsonl"]]
     return State([row["checksum"] for row in rows["ledger.jsonl"]], evaluations, digests)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import rwkv_es
-from rwkv_es.files import read_sound_lines
+from rwkv_es.run.ledger import read_metrics
 from rwkv_es.verbs.report import curve, series, write_report
 
 TINY = Path(rwkv_es.__file__).parent / "tiny"
@@ -91,8 +91,8 @@ def show_answers(model: Path, before: list[dict], after: list[dict]) -> bool:
 
 def draw(run: Path) -> None:
     """Draw the curves in the terminal and write the report."""
-    metrics = read_sound_lines(run / "metrics.jsonl")
-    for title, name in (("mean reward of the members", "reward_mean"), ("held-out accuracy", "held_out_accuracy")):
+    metrics = read_metrics(run)
+    for title, name in (("mean reward of the members", "reward_mean"), ("held-out accuracy", "eval/accuracy")):
         print(f"\n{title}, step by step\n{curve(series(metrics, name).values)}")
     print(f"\nreport: {write_report(run)}")
 

@@ -108,7 +108,7 @@ def test_a_function_may_replace_the_reward_of_a_built_in_task(tmp_path):
 def test_without_held_out_problems_there_is_no_evaluation(tmp_path):
     task = rwkv_es.load_task(PROBLEMS, lambda problem, text: float(len(text)), max_new_tokens=4)
     folder = rwkv_es.train(task=task, run=str(tmp_path / "run"), **SMALL)
-    assert "held_out" not in (folder / "metrics.jsonl").read_text()
+    assert "eval/" not in (folder / "metrics.jsonl").read_text()
 
 
 def test_the_weights_of_an_es_are_exported_in_the_bases_layout(tmp_path, tiny):

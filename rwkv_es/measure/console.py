@@ -46,10 +46,10 @@ def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
 
 def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
     """Say in one line what a held-out evaluation found; before training, whether there is anything to learn from."""
-    is_alike = num_steps == 0 and (metrics["held_out_reward"] == 0 or metrics["held_out_accuracy"] == 1)
+    is_alike = num_steps == 0 and (metrics["eval/reward"] == 0 or metrics["eval/accuracy"] == 1)
     hint = " (all score alike: `rwkv-es doctor` looks for a signal and says what may help)" if is_alike else ""
     return (
-        f"held out, after {num_steps} steps: accuracy {metrics['held_out_accuracy']:.1%}, "
-        f"reward {metrics['held_out_reward']:.3f} on {metrics['held_out_problems']} problems, "
-        f"{metrics['held_out_tokens_per_answer']:.0f} tokens/answer{hint}"
+        f"held out, after {num_steps} steps: accuracy {metrics['eval/accuracy']:.1%}, "
+        f"reward {metrics['eval/reward']:.3f} on {metrics['eval/problems']} problems, "
+        f"{metrics['eval/tokens_per_answer']:.0f} tokens/answer{hint}"
     )

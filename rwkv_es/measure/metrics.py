@@ -152,10 +152,10 @@ def held_out(rewards: Sequence[float | None], counted: StepCounts) -> dict[str, 
     """Summarise a held-out evaluation; a missing reward counts as 0."""
     values = as_numbers(rewards)
     return {
-        "held_out_reward": sum(values) / len(values),
-        "held_out_accuracy": sum(reward >= 1 for reward in values) / len(values),
-        "held_out_problems": len(values),
-        **{f"held_out_{name}": value for name, value in lengths(counted).items()},
+        "eval/reward": sum(values) / len(values),
+        "eval/accuracy": sum(reward >= 1 for reward in values) / len(values),
+        "eval/problems": len(values),
+        **{f"eval/{name}": value for name, value in lengths(counted).items()},
     }
 
 

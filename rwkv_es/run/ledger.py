@@ -9,6 +9,7 @@ snapshots              see snapshots.py
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,8 @@ class Ledger:
 
     def num_evaluations_since_best(self) -> int:
         """Return how many held-out evaluations there were after the best one."""
-        rows, since = files.read_sound_lines(self.folder / "metrics.jsonl"), best_since(self.folder)
-        scores = list(
-            {r["step"]: r["held_out_reward"] for r in rows if "held_out_reward" in r and r["step"] >= since}.values()
-        )
+        rows, since = read_metrics(self.folder), best_since(self.folder)
+        scores = list({r["step"]: r["eval/reward"] for r in rows if "eval/reward" in r and r["step"] >= since}.values())
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def is_best(self, score: float) -> bool:
@@ -204,13 +203,21 @@ class Ledger:
     def _is_kept(self, row: Mapping[str, Any]) -> bool:
         """Say whether a line belongs to a step that is taken; an evaluation of changed problems is made again."""
         step = row.get("step", 0)
-        return 0 < self.next_step >= step and not (self.changed and step == self.next_step and "held_out_reward" in row)
+        return 0 < self.next_step >= step and not (
+            self.changed and step == self.next_step and {"eval/reward", "held_out_reward"} & row.keys()
+        )
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read a run's scalars, under today's names: those of an evaluation once began with held_out_."""
+    rows = files.read_sound_lines(folder / "metrics.jsonl")
+    return [{re.sub("^held_out_", "eval/", name): value for name, value in row.items()} for row in rows]
 
 
 def held_out(folder: Path, step: int) -> float | None:
     """Return the held-out score that a run folder has noted for the weights after `step` steps."""
-    rows = files.read_sound_lines(folder / "metrics.jsonl")
-    scores = [row["held_out_reward"] for row in rows if row.get("step") == step and "held_out_reward" in row]
+    rows = read_metrics(folder)
+    scores = [row["eval/reward"] for row in rows if row.get("step") == step and "eval/reward" in row]
     return scores[-1] if scores else None
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from rwkv_es.files import read_sound_lines, replace, writing
 from rwkv_es.run.identity import read_config
-from rwkv_es.run.ledger import best_weights
+from rwkv_es.run.ledger import best_weights, read_metrics
 from rwkv_es.run.made import making
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
@@ -49,7 +49,7 @@ def write_report(run_folder: Path) -> Path:
         ConfigError: the folder holds no run, a file of it is broken, or the page cannot be written.
     """
     options = read_config(run_folder)
-    metrics = read_sound_lines(run_folder / "metrics.jsonl")
+    metrics = read_metrics(run_folder)
     samples = read_sound_lines(run_folder / "samples.jsonl")
     path = run_folder / "report.html"
     with making(run_folder, [path]), writing(path):
@@ -89,7 +89,7 @@ def _page(folder: Path, options: Mapping[str, Any], metrics: list[dict], samples
     title = f"{options.get('task', '')} · {folder.name}"
     charts = [
         _chart("Reward of the members: mean and spread", series(metrics, "reward_mean", "reward_std_of_members")),
-        _chart("Held-out accuracy", series(metrics, "held_out_accuracy")),
+        _chart("Held-out accuracy", series(metrics, "eval/accuracy")),
         _chart("What moves per step, in units of sigma", series(metrics, "step_rms_per_sigma")),
         _chart("Tokens per answer", series(metrics, "tokens_per_answer")),
     ]

@@ -148,7 +148,7 @@ def hold_out(run: Run) -> float:
     if run.ledger is not None:
         note(run, num_steps, metrics)
         print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)
-    return metrics["held_out_reward"]
+    return metrics["eval/reward"]
 
 
 def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:

@@ -43,7 +43,7 @@ def test_answers_are_counted():
 
 def test_a_missing_reward_counts_as_nothing_in_an_evaluation():
     found = held_out([1.0, None, 0.5, math.nan], COUNTED)
-    assert found["held_out_reward"] == 0.375 and found["held_out_accuracy"] == 0.25 and found["held_out_problems"] == 4
+    assert found["eval/reward"] == 0.375 and found["eval/accuracy"] == 0.25 and found["eval/problems"] == 4
 
 
 def test_each_process_waits_for_the_slowest():

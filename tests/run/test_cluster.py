@@ -56,7 +56,7 @@ def test_any_number_of_processes_gives_the_same_bits(alone, tmp_path, size, opti
     assert checksums(tmp_path / "run") == checksums(alone)
     for name in ("rewards", "fitness", "tokens"):
         assert [row[name] for row in rows(tmp_path / "run")] == [row[name] for row in rows(alone)]
-    held_out = [[r for r in rows(f, "metrics.jsonl") if "held_out_reward" in r] for f in (tmp_path / "run", alone)]
+    held_out = [[r for r in rows(f, "metrics.jsonl") if "eval/reward" in r] for f in (tmp_path / "run", alone)]
     assert held_out[0] == held_out[1]
     assert not any("step" in output for output in outputs[1:]), "rank 0 alone speaks"
     waits = [row for row in rows(tmp_path / "run", "metrics.jsonl") if f"wait_s_of_rank_{size - 1}" in row]

@@ -22,7 +22,7 @@ from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.es.update import checksum
 from rwkv_es.run.identity import read_config
-from rwkv_es.run.ledger import Ledger, best_weights
+from rwkv_es.run.ledger import Ledger, best_weights, read_metrics
 from rwkv_es.run.record import packed, read_steps, unpacked
 from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot, snapshot_steps
 
@@ -120,7 +120,7 @@ def test_a_kill_in_the_middle_of_writing_loses_no_finished_step(base):
     import os, sys
     from pathlib import Path
     from rwkv_es.config.options import Config, to_dict
-    from rwkv_es.run.ledger import Ledger, best_weights, Step
+    from rwkv_es.run.ledger import Ledger, best_weights, read_metrics, Step
     ledger = Ledger.open(Path(sys.argv[1]), to_dict(Config()), Path(sys.argv[2]))
     for number in range(10**9):
         ledger.append(Step(number, [[0.5] * 2000], [0.25], 0.1, 0.1, 1, 0.1, "x"))
@@ -186,7 +186,7 @@ def test_another_base_checkpoint_does_not_continue_a_run(base):
 
 def test_a_run_without_a_finished_step_may_be_started_with_other_options(base):
     with start(base) as ledger:
-        ledger.write_metrics(0, {"held_out_accuracy": 0.5})
+        ledger.write_metrics(0, {"eval/accuracy": 0.5})
     with start(base, sigma=0.5) as ledger:
         assert ledger.next_step == 0
     assert read_config(base.parent / "run")["sigma"] == 0.5
@@ -391,7 +391,7 @@ def test_a_kill_while_a_snapshot_is_removed_leaves_nothing_half_deleted(base, mo
 def test_damaged_lines_of_what_nothing_depends_on_block_no_resume(base):
     with start(base, 2) as ledger:
         for number in range(3):
-            ledger.write_metrics(number, {"held_out_reward": number / 4})
+            ledger.write_metrics(number, {"eval/reward": number / 4})
             ledger.write_samples(number, [{"completion": "a"}])
     for name in ("metrics.jsonl", "samples.jsonl"):
         path = base.parent / "run" / name
@@ -467,8 +467,8 @@ def test_changed_contents_are_said_and_begin_a_new_best(base):
 
     with opened("a") as ledger:
         ledger.append(step(0))
-        ledger.write_metrics(0, {"held_out_reward": 0.25})
-        ledger.write_metrics(1, {"held_out_reward": 0.5})
+        ledger.write_metrics(0, {"eval/reward": 0.25})
+        ledger.write_metrics(1, {"eval/reward": 0.5})
         ledger.save_snapshot(1, after(1), {}, 0.5)
     with opened("a") as ledger:
         assert ledger.changed == [] and ledger.best() == Best(1, 0.5)
@@ -476,7 +476,7 @@ def test_changed_contents_are_said_and_begin_a_new_best(base):
         assert ledger.changed == ["the task's problems"]
         assert ledger.best() is None and ledger.is_best(0.1), "neither the snapshot nor the score before training"
         ledger.append(step(1))
-        ledger.write_metrics(2, {"held_out_reward": 0.1})
+        ledger.write_metrics(2, {"eval/reward": 0.1})
         ledger.save_snapshot(2, after(2), {}, 0.1)
     with opened("b") as ledger:
         assert ledger.changed == [] and ledger.best() == Best(2, 0.1) and ledger.num_evaluations_since_best() == 0
@@ -536,7 +536,7 @@ def test_a_damaged_note_of_the_best_is_made_up_from_the_metrics(base):
     with start(base, 3, keep=5) as ledger:
         for number, score in ((1, 0.25), (2, 0.75), (3, 0.5)):
             ledger.save_snapshot(number, after(number), {}, score if number < 3 else None)
-            ledger.write_metrics(number, {"held_out_reward": score})
+            ledger.write_metrics(number, {"eval/reward": score})
     (base.parent / "run" / "snapshots" / "best.json").write_text("{")
     assert best_weights(base.parent / "run") == Best(2, 0.75)
 
@@ -559,3 +559,12 @@ def test_a_step_that_another_process_has_taken_over_is_not_written(base):
             with pytest.raises(ConfigError, match="process 3 on host node7 has taken over"):
                 write()
     assert len(read_steps(base.parent / "run")) == 1 and snapshot_steps(base.parent / "run") == []
+
+
+def test_evaluations_of_a_run_of_an_earlier_release_are_read_under_todays_names(base):
+    with start(base, 2) as ledger:
+        ledger.save_snapshot(2, after(2), {})
+        ledger.write_metrics(0, {"held_out_reward": 0.25})
+        ledger.write_metrics(2, {"held_out_reward": 0.5, "reward_mean": 0.1})
+        assert ledger.held_out(2) == 0.5 and ledger.num_evaluations_since_best() == 0
+    assert read_metrics(base.parent / "run")[1] == {"step": 2, "eval/reward": 0.5, "reward_mean": 0.1}

@@ -61,7 +61,7 @@ def tuned(folder, **options):
     given = {"run": folder, "threads": 1, "tracker": "none", "device": "cpu", **options}
     assert main(["train", "--config", RECIPE, *(f"--{name}={value}" for name, value in given.items())]) == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["held_out_accuracy"] for row in rows if "held_out_accuracy" in row]
+    return [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
 
 
 def test_a_few_steps_on_some_problems_help_on_the_others(tmp_path):

@@ -143,8 +143,8 @@ def test_before_training_it_is_said_that_all_held_out_answers_score_alike(tmp_pa
     assert trained(tmp_path, "countdown_mini", max_new=1, eval_every=1) == 0  # one token is never an answer
     first, last = [line for line in capsys.readouterr().out.splitlines() if "held out" in line]
     assert "all score alike: `rwkv-es doctor`" in first and "alike" not in last
-    found = {"held_out_accuracy": 0.5, "held_out_reward": 0.5, "held_out_problems": 2, "held_out_tokens_per_answer": 1}
-    assert "alike" not in held_out_line(0, found) and "alike" in held_out_line(0, {**found, "held_out_accuracy": 1.0})
+    found = {"eval/accuracy": 0.5, "eval/reward": 0.5, "eval/problems": 2, "eval/tokens_per_answer": 1}
+    assert "alike" not in held_out_line(0, found) and "alike" in held_out_line(0, {**found, "eval/accuracy": 1.0})
 
 
 def test_without_evaluation_the_test_split_is_not_asked_for(tmp_path):

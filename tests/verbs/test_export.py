@@ -58,7 +58,7 @@ def test_best_and_last_weights_are_chosen(run, tmp_path):
 
 @pytest.mark.parametrize(("before", "step"), [(0.5, 0), (0.4, 1)])
 def test_weights_that_are_no_better_than_the_base_are_not_the_best(run, capsys, before, step):
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": before}) + "\n")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/reward": before}) + "\n")
     out = export(Config(run=str(run)))
     said = capsys.readouterr()
     assert f"(weights after {step} steps)" in said.out
@@ -67,7 +67,7 @@ def test_weights_that_are_no_better_than_the_base_are_not_the_best(run, capsys, 
 
 
 def test_a_base_that_is_the_best_and_gone_is_said(run):
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "held_out_reward": 0.6}) + "\n")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/reward": 0.6}) + "\n")
     (run.parent / "models" / NAME).write_bytes(b"another")
     with pytest.raises(CheckpointError, match=r"best weights are those of the base .* it is not there"):
         export(Config(run=str(run)))

@@ -42,9 +42,9 @@ def write_run(folder, metrics, samples=()):
 
 
 def test_the_page_shows_curves_last_metrics_and_samples_and_escapes_every_text(tmp_path):
-    metrics = [{"step": 0, "held_out_accuracy": 0.25}]
+    metrics = [{"step": 0, "eval/accuracy": 0.25}]
     metrics += [{"step": i, "reward_mean": i / 4, "reward_std_of_members": 0.125, EVIL: "<b>"} for i in range(5)]
-    metrics += [{"step": 4, "held_out_accuracy": 0.75}]
+    metrics += [{"step": 4, "eval/accuracy": 0.75}]
     samples = [{"step": 4, "prompt": EVIL, "completion": EVIL, "reward": None}]
     path = write_report(write_run(tmp_path / "<run>", metrics, samples))
     page = Page(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def test_the_page_shows_curves_last_metrics_and_samples_and_escapes_every_text(t
     assert page.text.count(EVIL) == 3
     assert page.text.count("copy & paste · <run>") == 2
     assert "reward missing" in page.text
-    assert "held_out_accuracy0.75" in page.text
+    assert "eval/accuracy0.75" in page.text
     assert [len(points) for points in page.points] == [5, 2]
     rising, accuracy = page.points
     assert all(after[0] > before[0] and after[1] < before[1] for before, after in pairwise(rising))

@@ -72,7 +72,7 @@ def test_a_run_moves_the_weights_every_step_and_writes_down_what_it_did(undistur
     assert all(len(step["rewards"]) == 8 and len(step["rewards"][0]) == 4 for step in steps)
     assert all(any(step["fitness"]) and abs(sum(step["fitness"])) < 1e-9 for step in steps)
     metrics = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in metrics if "held_out_accuracy" in row] == [0, 2, 4]
+    assert [row["step"] for row in metrics if "eval/accuracy" in row] == [0, 2, 4]
     samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
     assert {"prompt", "completion", "reward"} <= set(samples[0])
     params, _ = load(undisturbed / "snapshots" / "step-000004" / "model.pth")
@@ -100,7 +100,7 @@ def test_what_was_due_when_a_run_was_stopped_is_made_up_for(undisturbed, tmp_pat
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "snapshots" / "step-000004")
     whole = (undisturbed / "metrics.jsonl").read_text().splitlines(keepends=True)
-    assert "held_out_reward" in whole[-1]
+    assert "eval/reward" in whole[-1]
     (folder / "metrics.jsonl").write_text("".join(whole[:-1]))
     run(folder)
     assert (folder / "metrics.jsonl").read_text().splitlines(keepends=True) == whole
@@ -118,7 +118,7 @@ def test_metrics_of_a_step_are_there_once_wherever_a_run_was_stopped(undisturbed
     run(folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "reward_mean" in row] == [1, 2, 3, 4]
-    assert [row["step"] for row in rows if "held_out_reward" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows if "eval/reward" in row] == [0, 2, 4]
 
 
 def test_a_tracker_that_is_not_there_is_one_sentence(tmp_path):
