@@ -92,8 +92,8 @@ def _number(name: str, least: int, default: int | None = None) -> int:
 
 def _settled(cluster: Cluster, error: BaseException) -> BaseException:
     """Find out which process has to say what has happened. Returns what this one ends with."""
-    asked: list[int] = []
-    on_sigterm(lambda *_: asked.append(1))  # by a launcher that another process has ended meanwhile
+    asked = [1] if isinstance(error, Terminated) else []  # to end, by a launcher that another process has ended
+    on_sigterm(lambda *_: asked.append(1))
     if is_mistake(error):
         if not isinstance(error, SystemExit) and cluster.speaks_of_mistake():
             on_sigterm(signal.SIG_IGN)  # the launcher ends us soon; first we say why

@@ -1,10 +1,12 @@
 """How processes find each other: the launcher's environment variables, and starts without end."""
 
+import signal
+
 import pytest
 from torch import distributed
 
-from rwkv_es.errors import ConfigError
-from rwkv_es.run import joining
+from rwkv_es.errors import ConfigError, Terminated
+from rwkv_es.run import joining, launcher
 from rwkv_es.run.joining import num_processes
 
 
@@ -50,3 +52,27 @@ def test_starts_that_bring_no_step_come_to_an_end(monkeypatch):
         start(number, num_steps)
     with pytest.raises(ConfigError, match="10 starts in a row have ended before step 5 was taken"):
         start(35, 4)
+
+
+class Told:
+    """A cluster in which another process speaks of a mistake."""
+
+    def has_mistake(self):
+        return True
+
+    def speaks_of_mistake(self):
+        return False
+
+
+@pytest.mark.parametrize("error, waits", [(Terminated(), 0), (ConfigError("mine"), 1), (SystemExit(2), 1)])
+def test_who_was_asked_to_end_waits_for_nobody_and_says_nothing(monkeypatch, error, waits):
+    slept = []
+    monkeypatch.setattr(launcher, "launcher_pid", lambda: 1)
+    monkeypatch.setattr(launcher.time, "sleep", slept.append)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        said = joining._settled(Told(), error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(said, SystemExit) and said.code == 2
+    assert len(slept) == waits
