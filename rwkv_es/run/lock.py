@@ -75,6 +75,10 @@ class Lock:
         found = _read(self.path)
         if found is None and self._created():
             return
+        for _ in range(10):  # made by somebody at this moment, who has not written it yet; or damaged
+            if found is None:
+                time.sleep(HEARTBEAT_S / 20)
+                found = _read(self.path)
         if found is not None and _is_alive(self.path, found):
             raise ConfigError(
                 f"{_name(found)} is training in {self.path.parent}; wait for it, or choose another --run. If you know "

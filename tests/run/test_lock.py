@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,7 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
     code = """
     import os, signal, sys
     from pathlib import Path
+from types import SimpleNamespace
     from rwkv_es.run.lock import Lock
     Lock(Path(sys.argv[1]))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -63,10 +65,10 @@ def test_another_hosts_lock_holds_as_long_as_its_heart_beats(tmp_path, between_h
         sleep(seconds)
         written_elsewhere(tmp_path, next(count))
 
-    monkeypatch.setattr(lock.time, "sleep", beating)
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=beating, monotonic=time.monotonic))
     with pytest.raises(ConfigError, match=r"process 12 on host node7 is training in .*remove .*lock\.json"):
         Lock(tmp_path)
-    monkeypatch.setattr(lock.time, "sleep", sleep)
+    monkeypatch.setattr(lock, "time", time)
     Lock(tmp_path).release()  # it beats no more
 
 
@@ -122,3 +124,16 @@ def test_a_beat_that_fails_is_not_the_last_one(tmp_path, between_hosts, monkeypa
     mine.check()
     mine.release()
     assert list(tmp_path.iterdir()) == [] and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_lock_that_is_being_written_is_waited_for(tmp_path, between_hosts, monkeypatch):
+    (tmp_path / ".rwkv-es-lock.json").touch()  # another host has just made it
+    sleep, count = time.sleep, iter(range(1, 1000))
+
+    def writing(seconds):
+        sleep(seconds)
+        written_elsewhere(tmp_path, next(count))
+
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=writing, monotonic=time.monotonic))
+    with pytest.raises(ConfigError, match="process 12 on host node7 is training in"):
+        Lock(tmp_path)
