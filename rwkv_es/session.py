@@ -21,7 +21,7 @@ from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model
 from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.model.weights import BASE, Members
+from rwkv_es.model.weights import BASE, Factors, Members
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores
@@ -134,11 +134,14 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
         yield scorers
 
 
-def examined(session: Session) -> Verdict:
-    """Find out how many rows this machine's matrix products need for the same bits in any company."""
+def examined(session: Session, factors: Factors | None = None, rank: int = 1) -> Verdict:
+    """Find out how many rows this machine's matrix products need for the same bits in any company.
+
+    factors: of any directions of the targets that will be perturbed, with their rank.
+    """
     decoding = session.decoding
-    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(session.model, None)  # its products have one thread
-    return examine(session.model, decoding.slots, decoding.threads, 1 if is_fused else decoding.threads)
+    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(session.model, factors)
+    return examine(session.model, decoding.slots, decoding.threads, is_fused=is_fused, rank=rank)
 
 
 def steady(session: Session, verdict: Verdict) -> Session:

@@ -1,7 +1,13 @@
-"""What all tests share: one thread, so that tests do not fight for cores; slow tests are asked for."""
+"""What all tests share: MKL's mode as a command has it, one thread, so that tests do not fight for cores; slow tests
+are asked for, and tests of last bits skip where the machine's library does not keep to them."""
 
 import pytest
-import torch
+
+from rwkv_es.engine.batch import choose_blas_mode
+
+choose_blas_mode()  # before torch is loaded
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -16,3 +22,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes long; run it with --slow"))
+
+
+def pytest_runtest_setup(item):
+    for marker in ("bits", "promise"):
+        if item.get_closest_marker(marker):
+            from machine import reason
+
+            if text := reason(marker):
+                pytest.skip(text)

@@ -8,7 +8,6 @@ of 16, 32 or 64 rows instead of 8, if that makes them agree (`examine`); if noth
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,9 +19,17 @@ if TYPE_CHECKING:  # this module is imported before torch is
 
 MULTIPLES = (8, 16, 32, 64)  # of rows in a product, the least first: with 1, 2 or 5 rows, BLAS takes different paths
 _MODE = "MKL_CBWR"
-_FEW = 256  # up to here all numbers of rows are tried
-_SAMPLE = 1 << 20  # entries of a large matrix that are tried with all numbers of rows; a few numbers meet the whole
-_DIRECTIONS = 256  # in the sum of an update that is tried with several threads
+_FEW = 256  # a prompt is read in up to so many rows, whatever the slots
+_SAMPLE = 1 << 19  # entries of a large matrix that are tried with all numbers of rows; a few numbers meet the whole
+
+
+class Product(NamedTuple):
+    """A product as an engine makes it."""
+
+    name: str  # of a matrix in it
+    width: int  # of its operand
+    make: "Callable[[Tensor], Tensor]"  # x (S,width) -> (S,...)
+    is_sample: bool = True  # it is cheap enough to be tried with all numbers of rows
 
 
 class Verdict(NamedTuple):
@@ -30,7 +37,7 @@ class Verdict(NamedTuple):
 
     multiple: int = MULTIPLES[0]  # of rows, to be given to every product
     by_rows: tuple[str, ...] = ()  # matrices whose products still depend on the number of rows
-    by_threads: bool = False  # sums depend on the number of threads
+    by_threads: str = ""  # a matrix whose product depends on the number of threads
 
     def joined(self, other: "Verdict") -> "Verdict":
         """Return what holds on both of two machines."""
@@ -62,24 +69,34 @@ def padded(num_rows: int, multiple: int) -> int:
     return -(-num_rows // multiple) * multiple
 
 
-def examine(model: "Model", slots: int, num_threads: int = 1, product_threads: int = 1) -> Verdict:
+def shares(count: int, num_parts: int, multiple: int, fewest: int = 1) -> list[tuple[int, int]]:
+    """Cut `count` rows or words into at most `num_parts` shares in a row, each a multiple and not below `fewest`."""
+    size = max(padded(-(-count // num_parts), multiple), min(count, fewest))
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def examine(model: "Model", slots: int, num_threads: int = 1, *, is_fused: bool = False, rank: int = 1) -> Verdict:
     """Find the least multiple of rows for which all products of a model give a row the same bits in any company.
 
-    Every product is made as the engines make it, by `product_threads` threads, with the numbers of rows that `slots`
-    generations lead to; `num_threads` make the update.
+    Every product is made as the engine makes it, with the numbers of rows that `slots` generations lead to. The fused
+    engine's threads make products of their own, plain torch's work on one together. rank: of the perturbations.
     """
+    from rwkv_es.noise.lowrank import torch_threads
+
     most = padded(max(slots, _FEW), MULTIPLES[-1])
-    products = list(_products(model))
-    with _threads(product_threads):
-        differing = [(name, _counts_that_differ(make, width, most, model)) for name, width, make in products]
-        wholes = [make(_operand(most, width, model)) for _, width, make in products if product_threads > 1]
-    with _threads(1):
-        alone = [make(_operand(most, width, model)) for _, width, make in products if product_threads > 1]
-    by_threads = _update_differs(num_threads) or not all(map(_equal, wholes, alone))
-    for multiple in MULTIPLES:
-        if not any(count % multiple == 0 for _, counts in differing for count in counts):
-            return Verdict(multiple, (), by_threads)
-    return Verdict(MULTIPLES[0], tuple(dict.fromkeys(name for name, counts in differing if counts)), by_threads)
+    products = [*_products(model, is_fused), *_perturbations(model, is_fused, rank)]
+    with torch_threads(1 if is_fused else num_threads):
+        differing = [(product.name, _counts_that_differ(product, most, model)) for product in products]
+    fitting = (m for m in MULTIPLES if not any(count % m == 0 for _, counts in differing for count in counts))
+    multiple = next(fitting, 0)
+    by_rows = () if multiple else tuple(dict.fromkeys(name for name, counts in differing if counts))
+    by_threads = ""
+    if num_threads > 1 and model.like.device.type == "cpu":
+        multiple = multiple or MULTIPLES[0]
+        by_threads = (
+            _head_by_shares(model, num_threads, multiple) if is_fused else _by_threads(products, num_threads, model)
+        )
+    return Verdict(multiple or MULTIPLES[0], by_rows, by_threads)
 
 
 def advice(verdict: Verdict) -> str:
@@ -88,7 +105,7 @@ def advice(verdict: Verdict) -> str:
     if verdict.by_rows:
         what.append(f"how many rows are computed together (seen in {verdict.by_rows[0]})")
     if verdict.by_threads:
-        what.append("the number of threads")
+        what.append(f"the number of threads (seen in {verdict.by_threads})")
     if not what:
         return ""
     return (
@@ -98,12 +115,21 @@ def advice(verdict: Verdict) -> str:
     )
 
 
-def _counts_that_differ(make: "Callable[[Tensor], Tensor]", width: int, most: int, model: "Model") -> set[int]:
+def _counts_that_differ(product: Product, most: int, model: "Model") -> set[int]:
     """Return the numbers of rows for which the bits of a row depend on it, or on its place."""
-    x = _operand(most, width, model)
-    whole = make(x)
-    found = {count for count in _counts(most) if not _equal(make(x[:count]), whole[:count])}
-    return found if _equal(make(x.flip(0)), whole.flip(0)) else set(_counts(most))
+    x = _operand(most, product.width, model)
+    whole = product.make(x)
+    counts = list(_counts(most)) if product.is_sample else list(MULTIPLES)
+    found = {count for count in counts if not _equal(product.make(x[:count]), whole[:count])}
+    return found if _equal(product.make(x.flip(0)), whole.flip(0)) else {*counts, MULTIPLES[-1]}
+
+
+def _counts(most: int) -> Iterator[int]:
+    """Yield the numbers of rows to try: all multiples of 8 up to 128, some up to 256, every eighth part of `most`."""
+    yield from range(MULTIPLES[0], _FEW // 2 + 1, MULTIPLES[0])
+    yield from (152, 192, 216, 248, _FEW)
+    eighth = padded(most // 8, MULTIPLES[0])
+    yield from range(padded(_FEW + 1, eighth), most, eighth)
 
 
 def _operand(rows: int, width: int, model: "Model") -> "Tensor":
@@ -121,38 +147,51 @@ def _equal(one: "Tensor", other: "Tensor") -> bool:
     return torch.equal(one, other)
 
 
-def _counts(most: int) -> Iterator[int]:
-    """Yield the numbers of rows to try: all multiples of 8 up to 256, then every eighth part of `most`."""
-    yield from range(MULTIPLES[0], min(_FEW, most) + 1, MULTIPLES[0])
-    eighth = padded(most // 8, MULTIPLES[0])
-    yield from range(padded(_FEW + 1, eighth), most, eighth)
+def _products(model: "Model", is_fused: bool) -> Iterator[Product]:
+    """Yield each kind of product with a matrix of the model; of a large one a part of its outputs, and the whole."""
+    for name in _shapes(model):
+        matrix, scale = model.params[name], model.scales.get(name)
+        if not name.endswith(".weight"):  # a low-rank parameter, used as x @ w
+            yield Product(name, matrix.shape[0], partial(_times, matrix))
+            continue
+        width = matrix.shape[1]
+        most = max(MULTIPLES[-1], _SAMPLE // width // 8 * 8)
+        for part in {min(len(matrix), most), len(matrix)}:
+            rows, is_sample = slice(part), part <= most
+            yield Product(
+                name, width, partial(_linear, matrix[rows], None if scale is None else scale[rows]), is_sample
+            )
+            if is_fused and len(matrix) == model.arch.n_embd:  # what is added to the residual
+                yield Product(name, width, partial(_added, matrix[rows].t()), is_sample)
 
 
-def _products(model: "Model") -> "Iterator[tuple[str, int, Callable[[Tensor], Tensor]]]":
-    """Yield each kind of product with the name of a matrix, the width of its operand, and what makes it."""
-    shapes: dict[tuple[object, ...], str] = {}
+def _shapes(model: "Model") -> list[str]:
+    """Return the name of one matrix of each shape and use."""
+    found: dict[tuple[object, ...], str] = {}
     for name, matrix in model.params.items():
         if matrix.dim() == 2 and not name.endswith("r_k") and name != "emb.weight":
-            shapes.setdefault((tuple(matrix.shape), name.endswith(".weight"), matrix.dtype), name)
-    for name in shapes.values():
-        yield from _products_of(model, name)
+            found.setdefault((tuple(matrix.shape), name.endswith(".weight"), matrix.dtype), name)
+    return list(found.values())
 
 
-def _products_of(model: "Model", name: str) -> "Iterator[tuple[str, int, Callable[[Tensor], Tensor]]]":
-    from rwkv_es.model.weights import precise_product, product
+def _perturbations(model: "Model", is_fused: bool, rank: int) -> Iterator[Product]:
+    """Yield the product of each row with its own perturbation; the fused engine leaves only the head's to torch."""
+    from rwkv_es.noise.lowrank import low_rank
 
-    matrix, scale = model.params[name], model.scales.get(name)
-    if not name.endswith(".weight"):  # a low-rank parameter, used as x @ w
-        yield name, matrix.shape[0], partial(_times, matrix)
-        return
-    width = matrix.shape[1]
-    part = slice(max(MULTIPLES[0], _SAMPLE // width // 8 * 8))
-    made = precise_product if name == "head.weight" else product
-    yield name, width, partial(made, weight=matrix[part], scale=None if scale is None else scale[part])
-    if scale is None and model.like.device.type == "cpu":
-        yield name, width, partial(_added, matrix[part].t())
-    if name == "head.weight" and scale is None:
-        yield name, width, partial(_in_halves, matrix[part])
+    def make(name: str, x: "Tensor") -> "Tensor":
+        num_out, num_in = model.params[name].shape if name.endswith(".weight") else model.params[name].shape[::-1]
+        a, b = (_operand(2 * size, rank, model).view(2, size, rank) for size in (num_out, num_in))
+        index = (x[:, 0] > 0).long()
+        return low_rank(x, a, b, index, 1 - 2 * index.to(x.dtype))
+
+    for name in ("head.weight",) if is_fused else _shapes(model):
+        yield Product(name, model.params[name].shape[1 if name.endswith(".weight") else 0], partial(make, name))
+
+
+def _linear(matrix: "Tensor", scale: "Tensor | None", x: "Tensor") -> "Tensor":
+    from rwkv_es.model.weights import product
+
+    return product(x, matrix, scale)
 
 
 def _times(matrix: "Tensor", x: "Tensor") -> "Tensor":
@@ -166,39 +205,28 @@ def _added(matrix: "Tensor", x: "Tensor") -> "Tensor":
     return torch.addmm(x.new_ones(len(x), matrix.shape[1]), x, matrix)
 
 
-def _in_halves(head: "Tensor", x: "Tensor") -> "Tensor":
-    """Return the head's product for few rows as a whole, for more in two halves of its words, as threads share them."""
+def _by_threads(products: list[Product], num_threads: int, model: "Model") -> str:
+    """Return the name of a matrix whose product has different bits with one thread; "" if there is none."""
+    from rwkv_es.noise.lowrank import torch_threads
+
+    for product in products:
+        x = _operand(MULTIPLES[-1], product.width, model)
+        found = []
+        for count in (num_threads, 1):
+            with torch_threads(count):
+                found.append(product.make(x))
+        if not _equal(*found):
+            return product.name
+    return ""
+
+
+def _head_by_shares(model: "Model", num_threads: int, multiple: int) -> str:
+    """Return the head's name if its product has different bits where threads share its words out; else ""."""
     import torch
 
-    middle = len(head) // 2 // 8 * 8
-    if len(x) <= MULTIPLES[-1] or not middle:
-        return torch.mm(x, head.t())
-    return torch.cat([torch.mm(x, part.t()) for part in (head[:middle], head[middle:])], 1)
-
-
-def _update_differs(num_threads: int) -> bool:
-    """Say whether the sum over a population, as the update makes it, has different bits with one thread."""
-    import torch
-
-    from rwkv_es.noise.lowrank import weighted_sum
-
-    if num_threads == 1:
-        return False
-    a = torch.linspace(-1, 1, _DIRECTIONS * 256).mul_(1000).sin_().reshape(_DIRECTIONS, 256, 1)
-    sums = []
-    for threads in (num_threads, 1):
-        with _threads(threads):
-            sums.append([weighted_sum(a.repeat(k, 1, 1), a.repeat(k, 1, 1), torch.ones(k * len(a))) for k in (1, 8)])
-    return not all(map(_equal, *sums))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    name, head = "head.weight", model.params["head.weight"]
+    x = _operand(MULTIPLES[-1], head.shape[1], model)
+    whole, found = torch.mm(x, head.t()), x.new_empty(len(x), len(head))
+    for start, stop in shares(len(head), num_threads, multiple):
+        torch.mm(x, head[start:stop].t(), out=found[:, start:stop])
+    return "" if _equal(found, whole) else name

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine.batch import MULTIPLES
+from rwkv_es.engine.batch import MULTIPLES, shares
 from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
 from rwkv_es.model.forward import Model, State, layer_norm, new_state
 from rwkv_es.model.layout import Arch, Params
@@ -126,10 +126,8 @@ class FusedEngine:
 
     def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], None], num_rows: int) -> None:
         """Let the threads work on contiguous shares of rows (or words), each a full multiple: no row's bits change."""
-        per_thread = -(-num_rows // (self.row_multiple * len(self.scratch))) * self.row_multiple
-        per_thread = max(per_thread, min(num_rows, _FEWEST_ROWS))
-        shares = [(start, min(start + per_thread, num_rows)) for start in range(0, num_rows, per_thread)]
-        jobs = [(*share, scratch) for share, scratch in zip(shares, self.scratch)]
+        parts = shares(num_rows, len(self.scratch), self.row_multiple, _FEWEST_ROWS)
+        jobs = [(*part, scratch) for part, scratch in zip(parts, self.scratch)]
         others = [self.threads.submit(work, *job) for job in jobs[1:]]
         work(*jobs[0])
         for other in others:

@@ -65,11 +65,6 @@ def on_grid(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / scale[:, None]).round_().clamp_(-LEVELS, LEVELS).to(torch.int8)
 
 
-def dequantize(matrix: Quantized) -> Tensor:
-    """Return the matrix (o,i) in fp32."""
-    return matrix.values.float() * matrix.scale[:, None]
-
-
 def linear(x: Tensor, matrix: Quantized) -> Tensor:
     """Return `x @ W.T`: x (S,i) -> (S,o), in the dtype of x. Beside the result, one block of rows of W is held."""
     num_out, num_in = matrix.values.shape

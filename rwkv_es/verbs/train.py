@@ -54,14 +54,14 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
         RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
     with joined(config) as cluster, explaining_out_of_memory(config):
-        session = steady_everywhere(cluster, open_session(config, task))
+        session, folder = open_session(config, task), run_folder(config)
         if cluster.is_leader:
             for idle in idle_here(config, cluster.size, str(session.model.like.dtype).removeprefix("torch.")):
                 print(f"rwkv-es: note: {idle.text}", file=sys.stderr)
             if config.eval_every:
                 warn_if_splits_overlap(session)
         es = ES.of(config, session.model, session.base)
-        session, folder = session._replace(model=es.model), run_folder(config)
+        session = steady_everywhere(cluster, session._replace(model=es.model), es, config.rank)
         learned_from = contents(config, session.task, session.tokenizer)
         cluster.compare(in_words(learned_from), "has different files:")
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, learned_from))
@@ -77,10 +77,10 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     return folder if cluster.is_leader else None
 
 
-def steady_everywhere(cluster: Cluster, session: Session) -> Session:
+def steady_everywhere(cluster: Cluster, session: Session, es: ES, rank: int) -> Session:
     """Return the session with products of as many rows as every process's machine needs."""
-    mine = examined(session)
-    verdict = reduce(Verdict.joined, [cluster.broadcast(mine, rank) for rank in range(cluster.size)])
+    mine = examined(session, es.ask(range(1)).factors, rank)
+    verdict = reduce(Verdict.joined, [cluster.broadcast(mine, other) for other in range(cluster.size)])
     if cluster.is_leader:
         warn_if_unsteady(verdict)
     return steady(session, verdict)

@@ -17,6 +17,7 @@ from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.model import int8
 from rwkv_es.model.forward import Model, draw_factors
 from rwkv_es.noise.factors import Noise, select
+from rwkv_es.noise.lowrank import torch_threads
 
 
 @pytest.fixture
@@ -50,14 +51,7 @@ def model(tmp_path):
     return make_model(tmp_path, n_vocab=V)
 
 
-def exact(model):
-    """Replace the model's products by ones that are the same for any number of rows, whatever this machine's do."""
-    if examine(model, 64).by_rows:
-        pytest.skip(
-            f"this machine's products depend on the number of rows by themselves ({os.environ.get('MKL_CBWR')})"
-        )
-
-
+@pytest.mark.bits
 @pytest.mark.parametrize(
     ("is_odd", "multiple"),
     [
@@ -70,10 +64,9 @@ def exact(model):
 )
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 def test_a_multiple_is_found_with_which_slots_change_no_token(model, library, is_odd, multiple, engine):
-    exact(model)
     library(is_odd)
-    verdict = examine(model, 96)
-    assert verdict == Verdict(multiple, (), False) and advice(verdict) == ""
+    verdict = examine(model, 96, is_fused=engine == "numba")
+    assert verdict == Verdict(multiple) and advice(verdict) == ""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
     noise = Noise(0, select(shapes, {"matrices": 1.0, "head.weight": 3.0}, 1)).at(0, 0.05)
     factors, requests = draw_factors(noise, model, range(2)), requests_of(4, 20)
@@ -84,8 +77,8 @@ def test_a_multiple_is_found_with_which_slots_change_no_token(model, library, is
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.bits
 def test_where_no_multiple_helps_the_user_is_told(model, library):
-    exact(model)
     library(lambda rows: rows % 128 != 0)
     verdict = examine(model, 256)
     assert verdict.multiple == 8 and "head.weight" in verdict.by_rows
@@ -94,15 +87,15 @@ def test_where_no_multiple_helps_the_user_is_told(model, library):
     assert all(words in text for words in ("--slots", "--threads", "processes", "how many rows"))
 
 
+@pytest.mark.bits
 def test_only_the_numbers_of_rows_that_occur_are_asked_for(model, library):
-    exact(model)
     library(lambda rows: rows > 512)
     assert examine(model, 512).by_rows == () != examine(model, 1024).by_rows
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("name", ["att.w1", "att.key.weight", "ffn.value.weight"])
 def test_one_kind_of_product_is_enough_to_be_noticed(model, monkeypatch, name):
-    exact(model)
     shape = model.params[f"blocks.1.{name}"].shape
     real, linear = torch.Tensor.__matmul__, functional.linear
 
@@ -116,8 +109,8 @@ def test_one_kind_of_product_is_enough_to_be_noticed(model, monkeypatch, name):
     assert examine(model, 64).multiple == 16, "40 is a multiple of 8 only"
 
 
+@pytest.mark.bits
 def test_int8_products_are_compared_as_they_are_made(model, monkeypatch):
-    exact(model)
     params, scales = dict(model.params), {}
     for name, tensor in model.params.items():
         if int8.is_quantizable(name, tuple(tensor.shape)):
@@ -128,21 +121,79 @@ def test_int8_products_are_compared_as_they_are_made(model, monkeypatch):
     assert examine(held, 64).multiple == 16
 
 
+@pytest.mark.bits
+def test_a_perturbation_that_depends_on_the_other_rows_is_noticed(model, monkeypatch):
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, w: bmm(x, w) + (1e-3 if len(x) == 24 else 0))
+    for is_fused in (False, True):  # the fused engine leaves the head's to torch
+        assert examine(model, 64, is_fused=is_fused).multiple == 16
+
+
+@pytest.mark.bits
+def test_a_large_matrix_is_met_as_a_whole_too(model, monkeypatch):
+    monkeypatch.setattr(batch, "_SAMPLE", 0)
+    linear = functional.linear
+    monkeypatch.setattr(functional, "linear", lambda x, w: linear(x, w) + (1e-3 if (len(x), len(w)) == (8, 512) else 0))
+    assert examine(model, 64).multiple == 16
+
+
+@pytest.mark.bits
 def test_threads_that_change_sums_are_told(model, monkeypatch):
-    exact(model)
-    real = torch.Tensor.__matmul__
+    real, before = torch.Tensor.__matmul__, torch.get_num_threads()
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, w: real(x, w) + 1e-3 * (torch.get_num_threads() > 1))
-    before = torch.get_num_threads()
-    assert not examine(model, 64, 1, 1).by_threads
-    for threads in ((2, 1), (1, 2)):  # of the update, of the products
-        verdict = examine(model, 64, *threads)
-        assert verdict.by_threads and "the number of threads" in advice(verdict)
+    assert examine(model, 64, 1) == examine(model, 64, 2, is_fused=True) == Verdict()
+    verdict = examine(model, 64, 2)
+    assert (verdict.by_rows, verdict.by_threads) == ((), "blocks.0.att.w1") and "the number of threads" in advice(
+        verdict
+    )
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.bits
+def test_a_head_whose_words_are_shared_out_with_other_bits_is_told(model, monkeypatch):
+    mm = torch.mm
+
+    def of_few_words(x, w, out=None):
+        y = mm(x, w) + (1e-3 if w.shape[1] == 24 else 0)
+        return _into(out, y)
+
+    monkeypatch.setattr(torch, "mm", of_few_words)
+    assert examine(model, 64, 2, is_fused=True) == Verdict()
+    verdict = examine(model, 64, 3, is_fused=True)
+    assert verdict == Verdict(by_threads="head.weight") and "--threads" in advice(verdict)
+
+
+@pytest.mark.parametrize(
+    ("count", "parts", "multiple", "fewest", "expected"),
+    [
+        (100, 2, 8, 1, [(0, 56), (56, 100)]),
+        (64, 3, 8, 1, [(0, 24), (24, 48), (48, 64)]),
+        (64, 3, 8, 32, [(0, 32), (32, 64)]),
+        (16, 4, 16, 32, [(0, 16)]),
+    ],
+)
+def test_threads_get_shares_of_full_multiples(count, parts, multiple, fewest, expected):
+    assert batch.shares(count, parts, multiple, fewest) == expected
+
+
+@pytest.mark.promise
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_slots_and_threads_change_nothing_on_this_machine(model, engine):
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
+    noise = Noise(0, select(shapes, {"matrices": 1.0, "head.weight": 3.0}, 2)).at(0, 0.05)
+    factors, requests = draw_factors(noise, model, range(8)), requests_of(16, 5, max_new=6)
+    found = []
+    for slots, threads in ((8, 1), (24, 2), (64, 1), (80, 1)):
+        multiple = examine(model, slots, threads, is_fused=engine == "numba", rank=2).multiple
+        decoding = Decoding(NEVER, HOT, slots, engine, threads, multiple)
+        with torch_threads(threads):
+            found.append(rollout(model, requests, decoding, factors).completions)
+    assert all(completions == found[0] for completions in found)
+
+
 def test_machines_are_judged_together():
-    joined = Verdict(16, ("a",), False).joined(Verdict(8, ("b", "a"), True))
-    assert joined == Verdict(16, ("a", "b"), True)
+    joined = Verdict(16, ("a",)).joined(Verdict(8, ("b", "a"), "c"))
+    assert joined == Verdict(16, ("a", "b"), "c")
 
 
 def test_rows_are_padded_to_a_full_multiple():

@@ -65,6 +65,7 @@ def test_states_and_logits_equal_the_torch_engine(tmp_path, n_layer, n_embd):
         torch.testing.assert_close(part, expected_part, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.bits
 def test_states_of_fp16_cost_little_precision_and_are_the_same_in_both_engines(tmp_path):
     model = make_model(tmp_path, 3)
     half = model._replace(state_dtype=torch.float16)
@@ -92,6 +93,7 @@ def test_a_state_of_fp16_starts_from_the_initial_state(tmp_path):
     assert not state.wkv[:, :3].any()
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", ["torch", "numba"])
 def test_a_row_that_reads_a_text_at_once_has_the_bits_of_one_that_reads_token_by_token(tmp_path, name, state_dtype):
@@ -109,6 +111,7 @@ def test_a_row_that_reads_a_text_at_once_has_the_bits_of_one_that_reads_token_by
             assert all(torch.equal(part[:, 0], whole[:, row]) for part, whole in zip(state, states))
 
 
+@pytest.mark.bits
 def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
     model = make_model(tmp_path)
     params = {
@@ -125,6 +128,7 @@ def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
         assert torch.equal(decode(engine, without, tokens, Weights(params))[0], expected)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(("threads", "state_dtype"), [(1, torch.float32), (2, torch.float16), (3, torch.float32)])
 def test_threads_blocks_and_places_never_change_a_bit(tmp_path, monkeypatch, threads, state_dtype):
     model = make_model(tmp_path)._replace(state_dtype=state_dtype)

@@ -50,6 +50,7 @@ def test_greedy_completions_equal_float64_numpy(model):
         assert len(completion.tokens) == request.max_new and completion.finish == "length"
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("sampling", [Sampling(), HOT])
 def test_the_same_request_has_the_same_tokens_in_any_slot_order_and_company(model, factors, sampling):
     requests = requests_of(8, 6)
@@ -74,6 +75,7 @@ def test_mirrored_members_share_their_luck_and_others_do_not(model):
     assert a0 != c0 and a0 != a1
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("slots", [4, 64])
 def test_forked_states_change_nothing(model, factors, slots):
     header = tuple(random_tokens(1, 20, V, seed=9)[0].tolist())
@@ -88,6 +90,7 @@ def test_forked_states_change_nothing(model, factors, slots):
     assert forked.num_read < 0.7 * plain.num_read, "the header was read more than once per member"
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 @pytest.mark.parametrize("most_ahead", [8, 24, 256])
 def test_prompts_read_many_tokens_at_once_change_nothing_but_the_ticks(model, factors, engine, most_ahead, monkeypatch):

@@ -46,6 +46,7 @@ def alone(tmp_path_factory):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.promise
 @pytest.mark.parametrize(
     "size, options",
     [(4, {"slots": 64}), (2, {"reward_workers": 1}), pytest.param(3, {"reward_workers": 2, "slots": 16}, marks=SLOW)],
@@ -63,6 +64,7 @@ def test_any_number_of_processes_gives_the_same_bits(alone, tmp_path, size, opti
     assert len(waits) == 5 and min(waits[0][f"wait_s_of_rank_{rank}"] for rank in range(size)) == 0
 
 
+@pytest.mark.promise
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     options = {"optimizer": "adam", "eval_every": 0}
     assert main(arguments(tmp_path / "run", steps=3, **options)) == 0  # the last step is behind the last snapshot

@@ -71,6 +71,7 @@ def test_an_update_holds_a_few_slabs_and_no_copy_of_the_matrix(kind, decay):
     assert updater.weights() is model.params
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
 def test_slabs_change_no_bit(kind, monkeypatch):
     rule, fitness = Rule(master="stochastic", weight_decay=0.5), torch.linspace(-1, 1, 300)
@@ -89,6 +90,7 @@ def test_slabs_change_no_bit(kind, monkeypatch):
     assert sums[0] == sums[1] == sums[2]
 
 
+@pytest.mark.bits
 def test_some_rows_of_a_gradient_are_those_of_the_whole():
     noise = Noise(0, select({"head.weight": (64, 24)}, {"head.weight": 1.0}, 2)).at(3, 0.01)
     fitness = torch.linspace(-1, 1, 300)
