@@ -40,7 +40,6 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
     code = """
     import os, signal, sys
     from pathlib import Path
-from types import SimpleNamespace
     from rwkv_es.run.lock import Lock
     Lock(Path(sys.argv[1]))
     os.kill(os.getpid(), signal.SIGKILL)
