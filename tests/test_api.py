@@ -7,8 +7,8 @@ import sys
 import pytest
 import reference
 import torch
+from models import make_model, random_tokens
 from places import ROOT
-from test_forward import make_model, random_tokens
 
 import rwkv_es
 from rwkv_es.errors import ConfigError

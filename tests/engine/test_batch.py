@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from models import make_model
 from places import ROOT
-from test_forward import make_model
-from test_rollout import HOT, NEVER, V, requests_of
+from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
 from rwkv_es.engine import batch

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from test_forward import KINDS, make_model, random_tokens, written_out
-from test_rollout import HOT, NEVER, V, requests_of
+from models import KINDS, make_model, random_tokens, written_out
+from perturbed import FUSED_KINDS, decode, noise_of
+from rollouts import HOT, NEVER, V, requests_of
 
 from rwkv_es.engine import cpu
 from rwkv_es.engine.cpu_kernels import exp_array
@@ -15,21 +16,6 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state
 from rwkv_es.model.weights import Weights
-from rwkv_es.noise.factors import Noise, select
-
-FUSED_KINDS = [kind for kind in KINDS if kind not in ("vectors", "everything")]
-
-
-def noise_of(model, targets, rank):
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
-    return Noise(0, select(shapes, targets, rank)).at(step=2, sigma=0.05)
-
-
-def decode(engine, model, tokens, weights):
-    state = new_state(model, len(tokens))
-    reset_rows_(state, weights, torch.arange(len(tokens)))
-    out = [engine.logits(weights, engine.forward(weights, model.arch, column, state)) for column in tokens.T]
-    return torch.stack(out, 1), state
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])  # the kernels take four ranks at a time, then single ones

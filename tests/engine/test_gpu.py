@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+from models import KINDS, make_model, random_tokens, written_out
+from perturbed import FUSED_KINDS, decode, noise_of
 from places import ROOT
-from test_cpu import FUSED_KINDS, decode, noise_of
-from test_forward import KINDS, make_model, random_tokens, written_out
-from test_rollout import HOT, NEVER, V, requests_of
+from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
 from rwkv_es.engine import gpu

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import reference
-from test_forward import make_model, random_tokens
-from test_rollout import NEVER
+from models import make_model, random_tokens
+from rollouts import NEVER
 
 from rwkv_es.engine.likelihood import Text, predict, score
 from rwkv_es.engine.rollout import Decoding

@@ -1,18 +1,14 @@
 import numpy as np
 import pytest
 import reference
-from test_forward import make_model, random_tokens
+from models import make_model, random_tokens
+from rollouts import HOT, NEVER, V, requests_of
 
 from rwkv_es.engine.rollout import Decoding, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
-from rwkv_es.engine.stops import Stops
 from rwkv_es.model.forward import draw_factors
 from rwkv_es.noise.factors import Noise, select
-
-V = 64
-NEVER = Stops(end_id=-1, strings=(), can_end=np.zeros(V, bool), token_bytes=[bytes([65 + i]) for i in range(V)])
-HOT = Sampling(seed=1, temperature=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +21,6 @@ def factors(model):
     shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
     noise = Noise(0, select(shapes, {"matrices": 1.0, "head.weight": 3.0}, 1)).at(0, 0.05)
     return draw_factors(noise, model, range(4))
-
-
-def requests_of(num_members, num_problems, max_new=12):
-    """Make prompts of 1 to 11 tokens, and completions of 4 to max_new tokens."""
-    prompts = [tuple(random_tokens(1, 1 + 5 * p % 11, V, seed=p)[0].tolist()) for p in range(num_problems)]
-    return [
-        Request(member, p, prompt, 4 + (3 * member + 5 * p) % (max_new - 3))
-        for member in range(num_members)
-        for p, prompt in enumerate(prompts)
-    ]
 
 
 def test_greedy_completions_equal_float64_numpy(model):

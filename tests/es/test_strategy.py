@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-from checkpoints import random_params
+from strategies import make
 
 from rwkv_es.errors import CheckpointError, ConfigError
-from rwkv_es.es.strategy import ES, Step
-from rwkv_es.model.checkpoint import Arch
-from rwkv_es.model.forward import Model
+from rwkv_es.es.strategy import Step
 
-ARCH = Arch(2, 64, 1, 64, 32, 256, 8, 8, 8, 8)
 KEY = "blocks.1.att.key.weight"
-
-
-def make(**options):
-    return ES(Model(random_params(2, 64, 32, 0), ARCH), **{"population": 6, "sigma": 0.01, "lr": 0.1, **options})
 
 
 def applied(members, name, sigma):

@@ -1,9 +1,9 @@
 import copy
-import math
 
 import pytest
 import torch
 from checkpoints import random_params
+from dense import dense_sum, fitness_of
 
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.update import Rule, Updater, checksum, gradient, round_stochastically
@@ -20,21 +20,6 @@ def make(dtype=torch.float32, targets=None, rank=2):
     arch = Arch(2, 64, 1, 64, 32, 256, 8, 8, 8, 8)
     noise = Noise(0, select(shapes, targets or TARGETS, rank))
     return Model({k: v.clone() for k, v in params.items()}, arch), noise.at(4, sigma=0.01), params
-
-
-def fitness_of(count, seed=1):
-    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def dense_sum(noise, name, fitness):
-    """Sum f_n s_n E_n / N member by member, E_n = A B^T / sqrt(r) written out in float64."""
-    target = noise.targets[name]
-    total = 0
-    for member, f in enumerate(fitness.tolist()):
-        a, b = noise.factors(name, torch.tensor([member // 2]))
-        sign = 1 if member % 2 == 0 else -1
-        total = total + f * sign * (a[0].double() @ b[0].double().mT) / math.sqrt(target.rank)
-    return total / len(fitness)
 
 
 @pytest.mark.parametrize("num_members", [6, 300])  # 300 members: more than one chunk of directions

@@ -67,7 +67,7 @@ def test_a_step_most_of_which_is_broken_stops_the_run_with_advice(tmp_path, brok
 
 
 def test_other_processes_answers_count_too(tmp_path):
-    from test_strategy import make
+    from strategies import make
 
     es: ES = make()
     sound = Answers([], [], Rollout([], 0, 0))

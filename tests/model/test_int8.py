@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 import torch
-from test_forward import KINDS, decode, make_model, random_tokens
-from test_train import SMALL, checksums, run, steps_of
-from test_update import dense_sum, fitness_of
+from dense import dense_sum, fitness_of
+from models import KINDS, decode, make_model, random_tokens
+from small_runs import SMALL, checksums, run, steps_of
 
 from rwkv_es.config.options import Config
 from rwkv_es.errors import CheckpointError, ConfigError

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from checkpoints import random_params
+from layered import layers
 
 from rwkv_es.config.file import load_file
 from rwkv_es.config.options import Config, build, to_dict
@@ -27,11 +27,6 @@ from rwkv_es.run.record import packed, read_steps, unpacked
 from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot, snapshot_steps
 
 REWARDS = [[0.1, None], [1 / 3, 1.0]]
-
-
-def layers(fill=0.0):
-    """An official-layout model of one layer with every entry set to `fill`."""
-    return {name: torch.full_like(tensor, fill) for name, tensor in random_params(1, 64, 8).items()}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import pytest
 import reference
 import torch
-from test_forward import make_model
+from models import make_model
 
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError

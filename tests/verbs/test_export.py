@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ledger import layers
+from layered import layers
 
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from small_runs import SMALL, checksums, run, steps_of
 
 from rwkv_es.config.options import Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
@@ -15,25 +16,7 @@ from rwkv_es.run.record import chained, read_steps
 from rwkv_es.run.snapshots import Best
 from rwkv_es.session import answer, open_session
 from rwkv_es.verbs.export import export
-from rwkv_es.verbs.train import as_matrix, draw_problems, train
-
-SMALL = {
-    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new": 40, "steps": 4},
-    **{"sigma": 0.02, "lr": 0.02, "targets": {"matrices": 1.0, "head.weight": 3.0}, "schedule": "linear"},
-    **{"eval_every": 2, "eval_size": 8, "snapshot_every": 2, "reward_workers": 0, "threads": 1, "tracker": "none"},
-}
-
-
-def run(folder, **options):
-    return train(build({**SMALL, "run": str(folder), **options}))
-
-
-def steps_of(folder):
-    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-
-
-def checksums(folder):
-    return [step["checksum"] for step in steps_of(folder)]
+from rwkv_es.verbs.train import as_matrix, draw_problems
 
 
 def rewrite(folder, steps):
