@@ -129,8 +129,8 @@ def _mind_idle(config: Config, verb: str, given: dict[str, Any], is_old: bool) -
         is_written = idle.name in given or (verb == "train" and not is_old)
         if is_written and not idle.is_harmless:
             raise ConfigError(idle.text)
-        is_heard = os.environ.get("RANK", "0") == "0" and (is_written or not config.text)  # a file serves every command
-        if is_heard:
+        is_of_interest = is_written or not config.text  # the file of a run or a recipe serves every command
+        if is_of_interest and os.environ.get("RANK", "0") == "0":
             _complain(f"note: {idle.text}")
 
 
