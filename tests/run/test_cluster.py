@@ -64,6 +64,36 @@ def test_any_number_of_processes_gives_the_same_bits(alone, tmp_path, size, opti
     assert len(waits) == 5 and min(waits[0][f"wait_s_of_rank_{rank}"] for rank in range(size)) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+@pytest.mark.parametrize("slots", [256, 40, 20])  # 48 requests: 12 in each of four processes
+def test_four_processes_of_few_members_equal_one(tmp_path, engine, slots):
+    options = {"population": 24, "engine": engine, "steps": 3, "slots": slots}
+    assert main(arguments(tmp_path / "alone", **{**options, "slots": 48})) == 0
+    codes, outputs = run_together(4, arguments(tmp_path / "run", **options))
+    assert codes == [0] * 4, outputs
+    assert len(set(checksums(tmp_path / "alone"))) == 3
+    for name in ("rewards", "fitness", "tokens", "checksum"):
+        assert [row[name] for row in rows(tmp_path / "run")] == [row[name] for row in rows(tmp_path / "alone")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("slots", [8, 24, 64, 256])
+def test_processes_slots_and_threads_change_no_bit(alone, tmp_path, slots, threads):
+    whole = checksums(alone)
+    for size in (1, 2, 3, 4):
+        folder, options = tmp_path / f"run-{size}", {"slots": slots, "threads": threads, "max_new": 40}
+        codes, outputs = run_together(size, arguments(folder, **options, steps=3))
+        assert codes == [0] * size, outputs
+        assert not any("note:" in output or "other bits" in output for output in outputs), outputs
+        resumed = [*arguments(folder, **options), f"--slots={264 - slots}", f"--threads={3 - threads}"]
+        codes, outputs = run_together(5 - size, resumed)
+        assert codes == [0] * (5 - size), outputs
+        assert checksums(folder) == whole, (size, slots, threads)
+        assert main(["replay", str(folder), f"--threads={3 - threads}"]) == 0
+
+
 @pytest.mark.promise
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     options = {"optimizer": "adam", "eval_every": 0}
