@@ -44,6 +44,8 @@ class Lock:
         self._released = threading.Event()
         try:
             self._take()
+            for partial in folder.glob(f"{FILE}-*"):  # of a process that was killed while it wrote
+                partial.unlink(missing_ok=True)
         except BaseException:
             os.close(self._handle)
             raise

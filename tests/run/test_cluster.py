@@ -65,6 +65,7 @@ def test_any_number_of_processes_gives_the_same_bits(alone, tmp_path, size, opti
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 @pytest.mark.parametrize("slots", [256, 40, 20])  # 48 requests: 12 in each of four processes
 def test_four_processes_of_few_members_equal_one(tmp_path, engine, slots):
@@ -78,6 +79,7 @@ def test_four_processes_of_few_members_equal_one(tmp_path, engine, slots):
 
 
 @pytest.mark.slow
+@pytest.mark.promise
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("slots", [8, 24, 64, 256])
 def test_processes_slots_and_threads_change_no_bit(alone, tmp_path, slots, threads):

@@ -46,8 +46,10 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=False)
     assert (tmp_path / ".rwkv-es-lock.json").exists()
+    (tmp_path / ".rwkv-es-lock.json-0123abcd").write_text("{")  # killed in the midst of a beat
     start = time.monotonic()
     Lock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
     assert time.monotonic() - start < 5, "a process of this host is asked for by its number, not waited for"
 
 
