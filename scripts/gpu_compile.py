@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from rwkv_es.engine import gpu_kernels as layer_kernels
+from rwkv_es.engine import loop_kernels
 from rwkv_es.noise import gpu_kernels as noise_kernels
 
 ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
@@ -94,8 +95,27 @@ def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
     kernels.norm_and_shift(x, shift, layer, work.mixed[0], noise)
     kernels.square_relu(of(rows, sizes.ffn), noise)
     kernels.add_ffn_value(x, noise)
+    call_loop(sizes, rows, device)
     directions = torch.zeros(8, dtype=torch.int64, device=device)
     noise_kernels.fill_from_table(of(8, sizes.ffn), 0, directions, (1, 2, 3), of(256))
+
+
+def call_loop(sizes: Sizes, rows: int, device: str) -> None:
+    """Call the kernels of the token loop."""
+
+    def of(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+    counters, texts = of(4, dtype=torch.int64), (of(64), of(64))
+    whose = of(dtype=torch.int64), of(dtype=sizes.dtype)
+    slots = loop_kernels.Slots(of(), of(), of(), of(), *whose, counters, *texts)
+    choice = loop_kernels.Choice(of(65536, dtype=torch.float32), counters[0, :2], 65529, 1.0, 0)
+    loop_kernels.choose_tokens(whose[0], slots)
+    loop_kernels.write_tokens(slots.live, slots, choice)
+    loop_kernels.note_tokens(slots.live, slots, whose[0], choice)
+    loop_kernels.admit(slots, of(loop_kernels.NUM_COLUMNS + 64))
+    states = torch.zeros(2, rows, sizes.dim // 64, 64, 64, dtype=sizes.state, device=device)
+    loop_kernels.copy_rows(states, states, of(2, dtype=torch.int64))
 
 
 def layer_noise(sizes: Sizes, rows: int, device: str) -> layer_kernels.LayerNoise:

@@ -7,7 +7,7 @@ of 16, 32 or 64 rows instead of 8, if that makes them agree (`examine`); if noth
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -99,6 +99,16 @@ def examine(model: "Model", slots: int, num_threads: int = 1, *, is_fused: bool 
     return Verdict(multiple or MULTIPLES[0], by_rows, by_threads)
 
 
+def agreeing(model: "Model", counts: Sequence[int]) -> list[int]:
+    """Return those of some numbers of rows, ascending, whose products give a row the bits of the largest number's."""
+    found = list(counts)
+    for product in (*_products(model, True), *_perturbations(model, True, 1)) if len(found) > 1 else ():
+        x = _operand(found[-1], product.width, model)
+        whole = product.make(x)
+        found = [count for count in found if _equal(product.make(x[:count]), whole[:count])]
+    return found
+
+
 def advice(verdict: Verdict) -> str:
     """Return a note for the user; "" if there is none."""
     what = []
@@ -158,9 +168,8 @@ def _products(model: "Model", is_fused: bool) -> Iterator[Product]:
         most = max(MULTIPLES[-1], _SAMPLE // width // 8 * 8)
         for part in {min(len(matrix), most), len(matrix)}:
             rows, is_sample = slice(part), part <= most
-            yield Product(
-                name, width, partial(_linear, matrix[rows], None if scale is None else scale[rows]), is_sample
-            )
+            make = partial(_linear, matrix[rows], None if scale is None else scale[rows], name == "head.weight")
+            yield Product(name, width, make, is_sample)
             if is_fused and len(matrix) == model.arch.n_embd:  # what is added to the residual
                 yield Product(name, width, partial(_added, matrix[rows].t()), is_sample)
 
@@ -188,10 +197,10 @@ def _perturbations(model: "Model", is_fused: bool, rank: int) -> Iterator[Produc
         yield Product(name, model.params[name].shape[1 if name.endswith(".weight") else 0], partial(make, name))
 
 
-def _linear(matrix: "Tensor", scale: "Tensor | None", x: "Tensor") -> "Tensor":
-    from rwkv_es.model.weights import product
+def _linear(matrix: "Tensor", scale: "Tensor | None", is_head: bool, x: "Tensor") -> "Tensor":
+    from rwkv_es.model.weights import precise_product, product
 
-    return product(x, matrix, scale)
+    return precise_product(x, matrix, scale) if is_head else product(x, matrix, scale)
 
 
 def _times(matrix: "Tensor", x: "Tensor") -> "Tensor":

@@ -111,6 +111,8 @@ class GpuEngine:
         shapes = (len(_kernels().MATRICES), rank), (_kernels().parts_of(model.arch.n_ffn), rank)
         self.coefficients = [torch.zeros(num_rows, *shape, device=model.like.device) for shape in shapes]
         self.live = torch.ones(num_rows, dtype=torch.int32, device=model.like.device)
+        self.nobody = self.live.long(), model.like.new_zeros(num_rows)  # directions and signs of unperturbed rows
+        self.no_layout = _kernels().layout_of(0, 0, [-1] * 2 * len(_kernels().MATRICES))
         self.steps: dict[tuple[int, bool], Step] = {}
         self.state: State | None = None  # what the steps belong to
 
@@ -153,19 +155,25 @@ class GpuEngine:
         sign, out = like.new_zeros(num_rows), like.new_empty(num_rows, self.model.arch.n_embd)
         weights = weights if is_plain else weights._replace(direction=numbers[1], sign=sign)
         rows = Rows(numbers[0], weights, numbers[1], sign, state, out)
-        return Step(rows, partial(self._run_, rows, self._scratch(num_rows)), None, 0)
+        return Step(rows, partial(self._run_, rows), None, 0)
 
-    def _run_(self, rows: Rows, scratch: Scratch) -> None:
-        kernels, mixed = _kernels(), scratch.work.mixed
-        x = layer_norm(rows.weights, rows.weights.embed(rows.tokens), "blocks.0.ln0")
+    def _run_(self, rows: Rows) -> None:
+        rows.out.copy_(self.read_(rows.weights, rows.tokens, rows.state))
+
+    def read_(self, weights: Weights, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row, in place and without a graph: (S,) -> (S,C). Rows that are not `live` stay."""
+        kernels, scratch = _kernels(), self._scratch(len(tokens))
+        x, mixed = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0"), scratch.work.mixed
+        whose = self.nobody if weights.direction is None else (weights.direction, weights.sign)
+        own = (*whose, self.live[: len(tokens)], scratch.coefficient, scratch.parts)
         for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-            rows_own = (rows.direction, rows.sign, self.live[: len(rows.tokens)])
-            seen = kernels.LayerNoise(*noise[:2], *rows_own, scratch.coefficient, scratch.parts, noise.layout)
-            kernels.norm_and_mix(x, rows.state.att_shift[i], layer.vectors, mixed, seen)
-            _time_mix_(x, rows.state.wkv[i], layer, seen, scratch)
-            kernels.norm_and_shift(x, rows.state.ffn_shift[i], layer.vectors, mixed[0], seen)
+            layout = noise.layout if weights.direction is not None else self.no_layout
+            seen = kernels.LayerNoise(noise.block, noise.scale, *own, layout)
+            kernels.norm_and_mix(x, state.att_shift[i], layer.vectors, mixed, seen)
+            _time_mix_(x, state.wkv[i], layer, seen, scratch)
+            kernels.norm_and_shift(x, state.ffn_shift[i], layer.vectors, mixed[0], seen)
             _channel_mix_(x, layer, seen, scratch)
-        rows.out.copy_(layer_norm(rows.weights, x, "ln_out"))
+        return layer_norm(weights, x, "ln_out")
 
     def _widths(self) -> tuple[int, ...]:
         arch = self.model.arch

@@ -1,18 +1,18 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rwkv_es.engine import cpu, gpu
-from rwkv_es.engine.batch import MULTIPLES, padded
-from rwkv_es.engine.sampler import Sampling, largest, sample
+from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork
+from rwkv_es.engine.sampler import largest, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
-from rwkv_es.engine.stops import Stops, distinct
+from rwkv_es.engine.stops import distinct
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.checkpoint import Arch
@@ -21,7 +21,6 @@ from rwkv_es.model.weights import Factors, Weights
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens
-_SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
 _NEEDS = {
     "numba": "a CPU, numba, fp32 weights",
     "triton": "a GPU, Triton, fp32 or bf16 weights that are not int8",
@@ -40,39 +39,6 @@ class Engine(Protocol):
         """Apply the LM head: (S,C) -> (S,V) fp32."""
 
 
-class Decoding(NamedTuple):
-    """How completions are generated."""
-
-    stops: Stops  # of requests that do not say
-    sampling: Sampling = Sampling()
-    slots: int = 256
-    engine: str = "auto"  # or "torch", "numba", "triton"
-    threads: int = 1  # of the numba engine
-    row_multiple: int = MULTIPLES[0]  # of the rows in a matrix product, see `batch.examine`
-
-    def padded(self, num_rows: int) -> int:
-        """Round a number of rows up to what matrix products are given."""
-        return padded(num_rows, self.row_multiple)
-
-
-class Completion(NamedTuple):
-    """What a request became. `tokens` holds everything sampled, a stop token too."""
-
-    tokens: list[int]
-    finish: str  # "stop" | "length" | "broken": the logits of the next token are not finite
-
-
-Hearing = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
-
-
-class Rollout(NamedTuple):
-    """Completions in the order of their requests, and what they cost."""
-
-    completions: list[Completion]
-    num_ticks: int
-    num_read: int  # tokens read by active rows: prompts and samples
-
-
 def rollout(
     model: Model,
     requests: Sequence[Request],
@@ -86,10 +52,14 @@ def rollout(
     """
     requests = [request._replace(id=i) for i, request in enumerate(requests)]
     pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
-    rows = _Rows(model, requests, decoding, factors)
     done: dict[int, Completion] = {}
     num_ticks = num_read = 0
     with engine_of(model, decoding._replace(slots=pool.num_slots), factors) as engine:
+        if isinstance(engine, gpu.GpuEngine):
+            from rwkv_es.engine import gpu_loop  # and Triton
+
+            return gpu_loop.rollout(engine, requests, decoding, factors, hear)
+        rows = _Rows(model, requests, decoding, factors)
         while not pool.is_done:
             rows.admit_(pool.admit())
             rows.forget_(pool.release())
@@ -223,7 +193,7 @@ class _Rows:
             prefix = (request.member, request.prompt[:length])
             if pool.publish(prefix):
                 self.saved[prefix] = State(*(part[:, slot : slot + 1].clone() for part in self.state))
-            self.next_fork[slot] = _next_fork(request, length)
+            self.next_fork[slot] = next_fork(request, length)
 
     def forget_(self, prefixes: Sequence[Prefix]) -> None:
         """Drop saved states."""
@@ -246,14 +216,13 @@ class _Rows:
         self.prompt[slot, : len(request.prompt)] = request.prompt
         self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
         self.num_written[slot], self.most[slot] = 0, request.max_new
-        self.next_fork[slot] = _next_fork(request, num_read)
+        self.next_fork[slot] = next_fork(request, num_read)
         self.kind[slot], self.is_broken[slot] = self.stops_of[request.id], False
         if self.factors is not None:  # the kernels look it up without asking again
             assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
                 f"no factors of {request.member}"
             )
-        pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
-        self.counter[slot] = (request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step)
+        self.counter[slot] = counter_of(request)
         self.member[slot] = request.member
 
     def _sample_(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
@@ -287,7 +256,3 @@ class _Rows:
 
     def _index(self, values: Sequence[int] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.member.device, non_blocking=True)
-
-
-def _next_fork(request: Request, num_read: int) -> int:
-    return next((length for length in request.forks if length > num_read), -1)

@@ -70,6 +70,11 @@ class Pool:
         """Say whether nobody is active and nobody waits."""
         return not self.active and not self._unserved
 
+    @property
+    def num_waiting(self) -> int:
+        """Count the requests that have not entered a slot."""
+        return len(self._unserved)
+
     def admit(self) -> list[Admission]:
         """Fill the free slots: first with those who have nothing more to share, then in the order of the line."""
         admissions = []
