@@ -201,8 +201,8 @@ def _use_threads(config: Config) -> None:
 
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
+    from rwkv_es.measure.report import write_report
     from rwkv_es.verbs.export import export
-    from rwkv_es.verbs.report import write_report
     from rwkv_es.verbs.train import train
 
     _use_threads(config)

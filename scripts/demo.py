@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import rwkv_es
+from rwkv_es.measure.report import curve, series, write_report
 from rwkv_es.run.ledger import read_metrics
-from rwkv_es.verbs.report import curve, series, write_report
 
 TINY = Path(rwkv_es.__file__).parent / "tiny"
 BASE, RECIPE = TINY / "rwkv7-tiny.pth", TINY / "recipe.yaml"

@@ -18,10 +18,10 @@ from rwkv_es import files
 from rwkv_es.config.options import PROVENANCE, model_name
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
+from rwkv_es.lock import Lock
 from rwkv_es.model import checkpoint
 from rwkv_es.run import made
 from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, made_by_a_run, provenance, read_config
-from rwkv_es.run.lock import Lock
 from rwkv_es.run.record import in_memory, sealed, stream
 from rwkv_es.run.snapshots import (
     Best,

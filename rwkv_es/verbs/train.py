@@ -19,6 +19,7 @@ from rwkv_es.measure.console import readable, step_line
 from rwkv_es.measure.health import advise_without_signal, refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
 from rwkv_es.measure.progress import progress
+from rwkv_es.measure.tracker import open_tracker
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
@@ -26,7 +27,6 @@ from rwkv_es.run.identity import contents, in_words
 from rwkv_es.run.joining import joined, refuse_endless_starts
 from rwkv_es.run.launcher import tell_again
 from rwkv_es.run.ledger import Ledger
-from rwkv_es.run.tracker import open_tracker
 from rwkv_es.session import (
     Session,
     answer,

@@ -87,8 +87,8 @@ def test_the_harness_agrees():
 
 def test_a_model_that_answers_known_texts_gets_the_known_scores():
     """Of 1319 answers 1000 are full solutions, 200 name the number in a sentence, 119 are wrong."""
+    from rwkv_es.measure.judgement import Judged, of_harness
     from rwkv_es.task import load_task
-    from rwkv_es.verbs.evaluate import Judged, of_harness
 
     file = DATA / "gsm8k" / "test.jsonl"
     if not file.exists():

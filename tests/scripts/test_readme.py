@@ -48,7 +48,8 @@ def ran(monkeypatch):
     verbs.update(chat=["chat"], doctor=["doctor"])
     verbs["history"] = ["replay", "fork"]
     for module, names in verbs.items():
-        stub = types.ModuleType(f"rwkv_es.verbs.{module}")
+        wing = "measure" if module == "report" else "verbs"
+        stub = types.ModuleType(f"rwkv_es.{wing}.{module}")
         for name in names:
             setattr(stub, name, lambda config, name=name: seen.update({name: config}))
         monkeypatch.setitem(sys.modules, stub.__name__, stub)

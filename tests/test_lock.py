@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from rwkv_es import lock
 from rwkv_es.errors import ConfigError
-from rwkv_es.run import lock
-from rwkv_es.run.lock import Lock
+from rwkv_es.lock import Lock
 
 
 @pytest.fixture(params=[True, False], ids=["flock", "no flock"])
@@ -40,7 +40,7 @@ def test_what_a_killed_process_has_left_is_no_obstacle(tmp_path, between_hosts):
     code = """
     import os, signal, sys
     from pathlib import Path
-    from rwkv_es.run.lock import Lock
+    from rwkv_es.lock import Lock
     Lock(Path(sys.argv[1]))
     os.kill(os.getpid(), signal.SIGKILL)
     """

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from rwkv_es.errors import ConfigError
-from rwkv_es.verbs.report import curve, series, write_report
+from rwkv_es.measure.report import curve, series, write_report
 
 EVIL = "</pre><script>alert('x')</script> & \"数\""
 
