@@ -12,8 +12,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from rwkv_es.config.options import build
+from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, score
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import cut, make_stops

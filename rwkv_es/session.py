@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine import cpu
-from rwkv_es.engine.batch import Verdict, advice, examine
-from rwkv_es.engine.rollout import Completion, Decoding, Rollout, rollout
+from rwkv_es.engine.batch import Verdict, advice
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import Stops, cut, make_stops
@@ -21,7 +21,7 @@ from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model
 from rwkv_es.model.load import load_base
 from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.model.weights import BASE, Factors, Members
+from rwkv_es.model.weights import BASE, Members
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores
@@ -132,16 +132,6 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
         scorer=scorer,
     ) as scorers:
         yield scorers
-
-
-def examined(session: Session, factors: Factors | None = None, rank: int = 1) -> Verdict:
-    """Find out how many rows this machine's matrix products need for the same bits in any company.
-
-    factors: of any directions of the targets that will be perturbed, with their rank.
-    """
-    decoding = session.decoding
-    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(session.model, factors)
-    return examine(session.model, decoding.slots, decoding.threads, is_fused=is_fused, rank=rank)
 
 
 def steady(session: Session, verdict: Verdict) -> Session:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from bench import medians_in_turns, peak_bytes, random_model
 
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.model.forward import Model

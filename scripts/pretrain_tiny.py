@@ -24,7 +24,8 @@ from rwkv7_sequence import CHUNK, Params, forward, init_params
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.model.checkpoint import load, save

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rwkv_es.config.option import option
+from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES, option
 
 DEFAULT_TARGETS = {"matrices": 1.0}
 
@@ -70,7 +70,11 @@ class ESOptions:
     population: int = option(256, "members per step (even: they come in mirrored pairs)", above=0)
     prompts: int = option(8, "problems that every member answers in a step", "train doctor", above=0)
     samples: int = option(
-        1, "completions per member and problem; eval: sampled answers besides the greedy one", _ASK, above=0
+        1,
+        "completions per member and problem; eval: sampled answers besides the greedy one",
+        _ASK,
+        at_least=1,
+        at_most=MOST_SAMPLES,
     )
     steps: int = option(100, "training steps", at_least=0, on_resume="free")
     sigma: float = option(1e-3, "noise scale", "train doctor", above=0)
@@ -116,7 +120,7 @@ class ESOptions:
 class DecodingOptions:
     """Answers."""
 
-    max_new: int = option(0, "longest completion in tokens (0: the task's own)", _ALL, at_least=0)
+    max_new: int = option(0, "longest completion in tokens (0: the task's own)", _ALL, at_least=0, at_most=MOST_NEW)
     temperature: float = option(0.0, "sampling temperature; 0 is greedy", _ALL, at_least=0)
     top_p: float = option(
         1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1

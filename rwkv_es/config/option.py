@@ -12,6 +12,7 @@ from rwkv_es.errors import ConfigError
 # Whether an option may change when a run continues: "free": it never changes the weights; "fork": only in a fork,
 # before its first own step; "same": never, since the weights of past steps are a function of it.
 LARGEST = 2**62  # whole number: larger ones do not fit in what counts them
+MOST_NEW, MOST_SAMPLES = 1 << 20, 1 << 12  # tokens of a completion, samples: so many have noise of their own
 ON_RESUME = ("free", "fork", "same")
 
 

@@ -1,14 +1,16 @@
 """What is asked of a token loop, and what it answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES
 from rwkv_es.engine.batch import MULTIPLES, padded
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
+from rwkv_es.errors import ConfigError
 
-_SAMPLE_SHIFT = 20  # noise counter word 0 = position + sample << 20: up to a million tokens and 4096 samples
+_SAMPLE_SHIFT = MOST_NEW.bit_length() - 1  # noise counter word 0 = position + sample << 20
 
 
 class Decoding(NamedTuple):
@@ -48,6 +50,18 @@ def counter_of(request: Request) -> tuple[int, int, int, int]:
     """Return the counter of the noise by which a request's first token is sampled; word 0 counts the tokens."""
     pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
     return request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step
+
+
+def refuse_too_much(requests: Sequence[Request]) -> None:
+    """Refuse requests that would sample by the noise of others.
+
+    Raises:
+        ConfigError: one has more tokens or samples than there is noise for.
+    """
+    if (longest := max((request.max_new for request in requests), default=0)) > MOST_NEW:
+        raise ConfigError(f"a completion may have at most {MOST_NEW} tokens; got a limit of {longest}")
+    if (last := max((request.sample for request in requests), default=0)) >= MOST_SAMPLES:
+        raise ConfigError(f"a problem may have at most {MOST_SAMPLES} samples of a member; got {last + 1}")
 
 
 def next_fork(request: Request, num_read: int) -> int:

@@ -5,14 +5,17 @@ from typing import overload
 
 import torch
 
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import examined, rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
 from rwkv_es.model.tokenizer import Tokenizer
-from rwkv_es.model.weights import BASE, Members
+from rwkv_es.model.weights import BASE, Factors, Members
+
+_multiples: dict[tuple[object, ...], int] = {}  # of rows, by all that they follow from
 
 
 @overload
@@ -75,7 +78,18 @@ def generate(
     ]
     stops = make_stops(tokenizer, (*stop, *stop_included))
     decoding = Decoding(stops, sampling, slots, engine, torch.get_num_threads())
+    decoding = decoding._replace(row_multiple=_row_multiple(model, decoding, asked.factors))
     found = rollout(model, with_forks(requests), decoding, asked.factors).completions
     texts = [cut(tokenizer.decode(completion.tokens), stop, stop_included) for completion in found]
     rows = [texts[start : start + len(prompts)] for start in range(0, len(texts), max(1, len(prompts)))]
     return texts if members is None else rows
+
+
+def _row_multiple(model: Model, decoding: Decoding, factors: Factors | None) -> int:
+    """Return the multiple of rows that products need here; one kind of model is examined once."""
+    targets = tuple((name, a.shape[-1]) for name, a in factors.a.items()) if factors is not None else ()
+    kind = (model.arch, model.like.dtype, model.like.device, bool(model.scales), targets)
+    key = (*kind, decoding.engine, decoding.slots, decoding.threads)
+    if key not in _multiples:
+        _multiples[key] = examined(model, decoding, factors).multiple
+    return _multiples[key]

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine.rollout import Decoding, Engine, engine_of
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import Engine, engine_of
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
 from rwkv_es.model.weights import Weights
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine import cpu, gpu
-from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork
+from rwkv_es.engine.batch import Verdict, examine
+from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork, refuse_too_much
 from rwkv_es.engine.sampler import largest, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.engine.stops import distinct
@@ -49,7 +50,11 @@ def rollout(
     """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
 
     `factors` must hold the directions of all members among the requests; None: the unperturbed model.
+
+    Raises:
+        ConfigError: the engine cannot be used, or a request has more tokens or samples than there is noise for.
     """
+    refuse_too_much(requests)
     requests = [request._replace(id=i) for i, request in enumerate(requests)]
     pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
     done: dict[int, Completion] = {}
@@ -73,6 +78,16 @@ def rollout(
             done.update(ended)
             hear(ended)
     return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
+
+
+def examined(model: Model, decoding: Decoding, factors: Factors | None = None) -> Verdict:
+    """Find out how many rows this machine's products need, as the engine makes them, for the same bits in any company.
+
+    factors: of any directions of the targets that will be perturbed.
+    """
+    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(model, factors)
+    rank = max((a.shape[-1] for a in factors.a.values()), default=1) if factors is not None else 1
+    return examine(model, decoding.slots, decoding.threads, is_fused=is_fused, rank=rank)
 
 
 @contextmanager

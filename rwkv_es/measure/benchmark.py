@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.batch import MULTIPLES, padded
+from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.memory import Load
-from rwkv_es.engine.rollout import Decoding, engine_of
+from rwkv_es.engine.rollout import engine_of
 from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import rwkv_es
+from rwkv_es.config.option import MOST_NEW
 from rwkv_es.errors import ConfigError, TaskError, cause
 from rwkv_es.task.users import import_file
 
@@ -239,8 +240,10 @@ def _constants(module: ModuleType, spec: str) -> dict[str, Any]:
         raise TaskError(f'VERSION of task {spec} must be a string like "1"; got {version!r}')
     if not _are_strings(stop):
         raise TaskError(f"STOP of task {spec} must be a tuple of strings, none of them empty; got {stop!r}")
-    if not (isinstance(max_new, int) and max_new > 0):
-        raise TaskError(f"MAX_NEW of task {spec} must be a whole number of tokens above 0; got {max_new!r}")
+    if not (isinstance(max_new, int) and 0 < max_new <= MOST_NEW):
+        raise TaskError(
+            f"MAX_NEW of task {spec} must be a whole number of tokens from 1 to {MOST_NEW}; got {max_new!r}"
+        )
     if template not in list(TEMPLATES):  # a list: what was given may not be hashable
         raise TaskError(f"TEMPLATE of task {spec} must be one of {', '.join(TEMPLATES)}; got {template!r}")
     return {

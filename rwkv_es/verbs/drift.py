@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, chosen, predict
-from rwkv_es.engine.rollout import Decoding
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.rollout import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.files import append, refuse_existing
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
@@ -17,7 +18,6 @@ from rwkv_es.session import (
     Answers,
     answer,
     collect,
-    examined,
     greedy,
     open_scorers,
     open_session,
@@ -73,7 +73,7 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
     if config.samples > 1 and not config.temperature:
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
     session = open_session(config, task)
-    verdict = examined(session)
+    verdict = examined(session.model, session.decoding)
     warn_if_unsteady(verdict)
     session = steady(session, verdict)
     problems = session.task.problems(config.split)[: config.eval_size or None]

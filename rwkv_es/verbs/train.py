@@ -12,6 +12,7 @@ from rwkv_es.config.combinations import idle_here
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.engine.batch import Verdict
+from rwkv_es.engine.rollout import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
@@ -31,7 +32,6 @@ from rwkv_es.session import (
     Session,
     answer,
     collect,
-    examined,
     open_scorers,
     open_session,
     steady,
@@ -61,7 +61,7 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
             if config.eval_every:
                 warn_if_splits_overlap(session)
         es = ES.of(config, session.model, session.base)
-        session = steady_everywhere(cluster, session._replace(model=es.model), es, config.rank)
+        session = steady_everywhere(cluster, session._replace(model=es.model), es)
         learned_from = contents(config, session.task, session.tokenizer)
         cluster.compare(in_words(learned_from), "has different files:")
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, learned_from))
@@ -77,9 +77,9 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     return folder if cluster.is_leader else None
 
 
-def steady_everywhere(cluster: Cluster, session: Session, es: ES, rank: int) -> Session:
+def steady_everywhere(cluster: Cluster, session: Session, es: ES) -> Session:
     """Return the session with products of as many rows as every process's machine needs."""
-    mine = examined(session, es.ask(range(1)).factors, rank)
+    mine = examined(session.model, session.decoding, es.ask(range(1)).factors)
     verdict = reduce(Verdict.joined, [cluster.broadcast(mine, other) for other in range(cluster.size)])
     if cluster.is_leader:
         warn_if_unsteady(verdict)

@@ -164,7 +164,14 @@ def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
 
 
 @pytest.mark.parametrize(
-    "name, value, most", [("threads", 5000, 4096), ("reward_workers", 5000, 4096), ("slots", 10**20, 2**62)]
+    "name, value, most",
+    [
+        ("threads", 5000, 4096),
+        ("reward_workers", 5000, 4096),
+        ("slots", 10**20, 2**62),
+        ("samples", 4097, 4096),
+        ("max_new", 2**20 + 1, 2**20),
+    ],
 )
 def test_numbers_that_nothing_can_count_are_refused(name, value, most):
     with pytest.raises(ConfigError, match=f"{name} must be at most {most}; got {value}"):

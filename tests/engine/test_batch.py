@@ -11,9 +11,11 @@ from places import ROOT
 from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
+from rwkv_es import generate, load_model
 from rwkv_es.engine import batch
 from rwkv_es.engine.batch import Verdict, advice, examine, padded
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import examined, rollout
 from rwkv_es.model import int8
 from rwkv_es.model.forward import Model, draw_factors
 from rwkv_es.noise.factors import Noise, select
@@ -174,6 +176,20 @@ def test_a_head_whose_words_are_shared_out_with_other_bits_is_told(model, monkey
 )
 def test_threads_get_shares_of_full_multiples(count, parts, multiple, fewest, expected):
     assert batch.shares(count, parts, multiple, fewest) == expected
+
+
+@pytest.mark.bits
+def test_a_program_of_ones_own_gets_the_multiple_too(library, monkeypatch):
+    monkeypatch.setattr("rwkv_es.engine.generate._multiples", {})
+    tiny, tokenizer = load_model("tiny")
+    library(lambda rows: rows % 32 != 0)
+    prompts = [f"{i} + {i} = " for i in range(20)]
+    options = {"max_new_tokens": 6, "sampling": HOT, "engine": "torch"}
+    asked = []
+    monkeypatch.setattr("rwkv_es.engine.generate.examined", lambda *a: asked.append(a) or examined(*a))
+    texts = [generate(tiny, tokenizer, prompts, slots=slots, **options) for slots in (8, 24, 96, 96)]
+    assert texts[0] == texts[1] == texts[2] and len(set(texts[0])) > 10
+    assert len(asked) == 3, "once for a kind of model and way of decoding"
 
 
 @pytest.mark.promise

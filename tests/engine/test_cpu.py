@@ -10,8 +10,9 @@ from rollouts import HOT, NEVER, V, requests_of
 
 from rwkv_es.engine import cpu
 from rwkv_es.engine.cpu_kernels import exp_array
+from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.layers import announced
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state

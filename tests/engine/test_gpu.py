@@ -28,7 +28,8 @@ from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
 from rwkv_es.engine import gpu
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors, new_state, perturb, with_initial_state

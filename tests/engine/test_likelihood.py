@@ -6,8 +6,8 @@ import reference
 from models import make_model, random_tokens
 from rollouts import NEVER
 
+from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, predict, score
-from rwkv_es.engine.rollout import Decoding
 
 V = 64
 

@@ -4,9 +4,11 @@ import reference
 from models import make_model, random_tokens
 from rollouts import HOT, NEVER, V, requests_of
 
-from rwkv_es.engine.rollout import Decoding, rollout
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import draw_factors
 from rwkv_es.noise.factors import Noise, select
 
@@ -206,3 +208,17 @@ def test_logits_that_are_not_finite_end_their_own_row_and_are_named(model, sampl
             else:
                 assert after == before
         assert found.completions[place].finish == "broken"
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(-1, 0, (1,), 2**20 + 1), "at most 1048576 tokens; got a limit of 1048577"),
+        (Request(-1, 0, (1,), 1, sample=4096), "at most 4096 samples of a member; got 4097"),
+    ],
+)
+def test_more_tokens_or_samples_than_there_is_noise_for_are_refused(model, request_, words):
+    with pytest.raises(ConfigError, match=words):
+        rollout(model, [request_], Decoding(NEVER))
+    most = request_._replace(max_new=1, sample=min(request_.sample, 4095))
+    assert len(rollout(model, [most], Decoding(NEVER, HOT)).completions[0].tokens) == 1

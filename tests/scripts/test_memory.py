@@ -12,7 +12,8 @@ import torch
 from checkpoints import random_params
 from places import ROOT
 
-from rwkv_es.engine.rollout import Decoding, _Rows
+from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.rollout import _Rows
 from rwkv_es.engine.scheduler import Move, Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum, gradient

@@ -129,11 +129,12 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
     texts = ["#### 2", "it is 4.", "#### 7", "#### 8 or 9", "nothing"]  # of 2, 4, 6, 8, 10
 
     class Stub:
+        model = decoding = None
         task = load_task("gsm8k", str(tmp_path))
         base_path = tmp_path / "stub.pth"
 
     monkeypatch.setattr(evaluate, "open_session", lambda config, task: Stub)
-    monkeypatch.setattr(evaluate, "examined", lambda session: Verdict())
+    monkeypatch.setattr(evaluate, "examined", lambda model, decoding: Verdict())
     monkeypatch.setattr(evaluate, "steady", lambda session, _: session)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
     monkeypatch.setattr(
