@@ -164,7 +164,7 @@ class EngineOptions:
     slots: int = option(256, "generations in flight", _SCORE, above=0, on_resume="free")
     engine: str = option(
         "auto",
-        "numba: fused CPU kernels; triton: GPU ones, untried; torch: anywhere; auto: numba or torch",
+        "numba: fused CPU kernels; triton: GPU ones; torch: anywhere; auto: the fastest that agrees with torch",
         _ASK,
         choices=("auto", "torch", "numba", "triton"),
     )

@@ -71,13 +71,22 @@ class Step(NamedTuple):
 
 
 @cache
-def _kernels() -> Any:
-    """Import the kernels, and Triton, when they are first needed; None if Triton is missing or too old."""
+def _import_kernels() -> tuple[Any, str]:
+    """Import the kernels, and Triton, when they are first needed; else say what is missing."""
     try:
         from rwkv_es.engine import gpu_kernels
-    except ImportError:
-        return None
-    return gpu_kernels
+    except ImportError as error:
+        return None, str(error)
+    return gpu_kernels, ""
+
+
+def _kernels() -> Any:
+    return _import_kernels()[0]
+
+
+def what_is_missing() -> str:
+    """Say why there are no kernels: Triton is not installed, or too old; "" if there are."""
+    return _import_kernels()[1]
 
 
 def is_able(model: Model, factors: Factors | None) -> bool:

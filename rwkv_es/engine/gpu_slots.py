@@ -119,7 +119,7 @@ class GpuSlots:
     def admit_(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
         """Let requests enter slots, and the rows of others come to rest."""
         if entries or stopped:
-            kernels.admit(self.slots, self._sent(self._columns(entries, stopped)))
+            kernels.admit(self.slots, self._sent(columns(entries, stopped, self.slots.prompt.shape[1], self.factors)))
         if not entries:
             return
         saved = [(entry.saved, entry.place) for entry in entries]
@@ -166,18 +166,6 @@ class GpuSlots:
             return weights
         return weights._replace(factors=self.factors, direction=self.slots.direction, sign=self.slots.sign).rows(rows)
 
-    def _columns(self, entries: Sequence[Entry], stopped: Sequence[int]) -> np.ndarray:
-        found = np.zeros((len(entries) + len(stopped), kernels.NUM_COLUMNS + self.slots.prompt.shape[1]), np.int64)
-        first = 0 if self.factors is None else self.factors.first
-        for row, (place, request, num_read, _) in zip(found, entries):
-            direction = 0 if self.factors is None else request.member // 2 - first
-            assert self.factors is None or 0 <= direction < self.factors.num_directions, f"no factors: {request.member}"
-            sizes, sign = (num_read, len(request.prompt), request.max_new), 1 - 2 * (request.member % 2)
-            row[: kernels.NUM_COLUMNS] = (place, 1, *sizes, direction, sign, *counter_of(request))
-            row[kernels.NUM_COLUMNS : kernels.NUM_COLUMNS + len(request.prompt)] = request.prompt
-        found[len(entries) :, kernels.PLACE] = stopped
-        return found.astype(np.uint32).view(np.int32)
-
     def _copy_(self, target: State, source: State, places: Sequence[tuple[int, int]]) -> None:
         pairs = self._sent(np.array(places, np.int64))
         for part, other in zip(target, source):
@@ -188,3 +176,16 @@ class GpuSlots:
         tensor: Any = torch.from_numpy(values)
         device = self.engine.model.like.device
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def columns(entries: Sequence[Entry], stopped: Sequence[int], longest: int, factors: Factors | None) -> np.ndarray:
+    """Return what `loop_kernels.admit` reads: (n,NUM_COLUMNS + longest) int32."""
+    found = np.zeros((len(entries) + len(stopped), kernels.NUM_COLUMNS + longest), np.int64)
+    for row, (place, request, num_read, _) in zip(found, entries):
+        direction = 0 if factors is None else request.member // 2 - factors.first
+        assert factors is None or 0 <= direction < factors.num_directions, f"no factors of {request.member}"
+        sizes, sign = (num_read, len(request.prompt), request.max_new), 1 - 2 * (request.member % 2)
+        row[: kernels.NUM_COLUMNS] = (place, 1, *sizes, direction, sign, *counter_of(request))
+        row[kernels.NUM_COLUMNS : kernels.NUM_COLUMNS + len(request.prompt)] = request.prompt
+    found[len(entries) :, kernels.PLACE] = stopped
+    return found.astype(np.uint32).view(np.int32)

@@ -1,5 +1,6 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine import cpu, gpu
+from rwkv_es.engine import cpu, gpu, gpu_trial
 from rwkv_es.engine.batch import Verdict, examine
 from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork, refuse_too_much
 from rwkv_es.engine.sampler import largest, sample
@@ -22,6 +23,7 @@ from rwkv_es.model.weights import Factors, Weights
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens
+_SAID: set[str] = set()  # on stderr
 _NEEDS = {
     "numba": "a CPU, numba, fp32 weights",
     "triton": "a GPU, Triton, fp32 or bf16 weights that are not int8",
@@ -92,9 +94,9 @@ def examined(model: Model, decoding: Decoding, factors: Factors | None = None) -
 
 @contextmanager
 def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Engine]:
-    """Choose what computes `forward` and `logits`: fused CPU kernels if they can, else plain torch.
+    """Choose what computes `forward` and `logits`: fused kernels of the CPU or GPU if they can, else plain torch.
 
-    The Triton engine has been proved in its interpreter only, so it is used only if asked for.
+    The GPU's are compared with plain torch first, once per process; a line on stderr says why they are not used.
 
     Raises:
         ConfigError: the engine that was asked for cannot run this model under these perturbations.
@@ -102,11 +104,22 @@ def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iter
     name = decoding.engine
     if name == "auto":
         name = "numba" if cpu.is_able(model, factors) else "torch"
+        if model.like.device.type == "cuda":
+            name = "torch" if _says_why_not(model, factors) else "triton"
     is_able, running = ENGINES[name]
     if not is_able(model, factors):
         raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
     with running(model, factors, decoding) as engine:
         yield engine
+
+
+def _says_why_not(model: Model, factors: Factors | None) -> bool:
+    """Say on stderr, once for each reason, why the GPU's kernels are not used; return whether there is a reason."""
+    reason = gpu_trial.reason_against(model, factors)
+    if reason and reason not in _SAID:
+        _SAID.add(reason)
+        print(f"rwkv-es: plain torch is used on the GPU, several times slower than Triton: {reason}", file=sys.stderr)
+    return bool(reason)
 
 
 @contextmanager

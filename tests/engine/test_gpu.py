@@ -27,7 +27,8 @@ from places import ROOT
 from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
-from rwkv_es.engine import gpu
+from rwkv_es.engine import gpu, gpu_trial
+from rwkv_es.engine import rollout as rollout_module
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
@@ -466,6 +467,35 @@ def test_what_the_engine_cannot_run_is_refused(tmp_path, monkeypatch):
         runpy.run_path(kernels.__file__)
     monkeypatch.setattr(gpu, "_kernels", lambda: None)
     assert not gpu.is_able(model, None)
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(gpu_trial, "_found", {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_engine_is_used_by_itself_only_if_it_agrees_with_torch(tmp_path, monkeypatch, nothing_known, dtype):
+    _, model = tiny(tmp_path, 1, dtype=dtype)
+    factors, _ = perturbed(model, {"matrices": 1.0, "emb.weight": 1.0}, 3, [0])
+    assert gpu_trial.reason_against(model, factors) == ""
+    monkeypatch.setattr(gpu_trial, "_found", {})
+    monkeypatch.setattr(kernels, "square_relu", lambda hidden, noise: hidden.zero_())
+    assert "its logits differ from torch's by" in gpu_trial.reason_against(model, factors)
+
+
+def test_why_the_engine_is_not_used_is_one_sentence(tmp_path, monkeypatch, nothing_known, capsys):
+    _, model = tiny(tmp_path, 1)
+    factors, _ = perturbed(model, {"blocks.0.att.x_r": 1.0}, 1, [0])
+    assert gpu_trial.reason_against(model, factors) == "it has no kernels for these weights or targets"
+    monkeypatch.setattr(gpu, "running", lambda *_: 1 / 0)
+    assert gpu_trial.reason_against(model, None) == "its kernels cannot be made or run here: division by zero"
+    monkeypatch.setattr(gpu, "_import_kernels", lambda: (None, "No module named 'triton'"))
+    monkeypatch.setattr(gpu_trial, "_found", {})
+    for _ in range(2):
+        assert rollout_module._says_why_not(model, None)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].endswith("several times slower than Triton: No module named 'triton'")
 
 
 def compiled(*options, cache):
