@@ -12,8 +12,8 @@ from rwkv_es import __version__
 from rwkv_es.config.combinations import idle_options
 from rwkv_es.config.file import is_run_folder, load_file, run_folder
 from rwkv_es.config.flags import MAIN_OPTION, SHOW_OPTIONS, VERBS, Parser, argument, parse, verb_parser
-from rwkv_es.config.option import nearest
-from rwkv_es.config.options import OPTIONS, Config, build
+from rwkv_es.config.option import at_home, nearest
+from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
 from rwkv_es.engine.batch import choose_blas_mode
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
@@ -106,6 +106,7 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
         if name in given:
             raise ConfigError(f"{name} is given twice: {main_value!r} and {given[name]!r}; leave one out")
         given[name] = main_value
+    given = {name: at_home(FIELDS[name], value) for name, value in given.items()}
     config = build({**_from_files(verb, file, given), **given}, verb)
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")

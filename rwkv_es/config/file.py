@@ -10,8 +10,11 @@ from typing import Any
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config, model_name, to_dict
 from rwkv_es.errors import ConfigError
+from rwkv_es.texts import expanded, read_text
 
 RUN_CONFIG = "config.yaml"
+LARGEST_BYTES = 1 << 20  # of a file of options
+_DEEPEST = 16  # dots in a TOML key
 LONGEST_NAME_BYTES = 120  # of a folder, before what may be added; file systems take 255
 _EMBEDDED = Path(__file__).parent.parent / "tiny"
 RECIPES = {"tiny": str(_EMBEDDED / "recipe.yaml"), "arithmetic": str(_EMBEDDED / "arithmetic.yaml")}
@@ -58,17 +61,17 @@ def load_file(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: unreadable, not a mapping, or not parseable.
     """
-    path = RECIPES.get(path, path)
+    path = expanded(RECIPES.get(path, path))
     if is_run_folder(path):
         path = str(Path(path, RUN_CONFIG))
     parse = _PARSERS.get(Path(path).suffix)
     if parse is None:
         raise ConfigError(f"a config file must end in {', '.join(_PARSERS)}; got {path!r}")
-    text = _read_text(path)
+    text = read_text(path, "config file", LARGEST_BYTES)
     try:
         values = parse(text)
     except ValueError as error:
-        raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} cannot be parsed: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
     values = {name: value for name, value in values.items() if name != PROVENANCE}
@@ -78,20 +81,32 @@ def load_file(path: str) -> dict[str, Any]:
     return values
 
 
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+def parse_yaml(text: str) -> Any:
+    """Parse YAML as people write options: nothing is referred to elsewhere, and no key stands twice.
 
-
-def _parse_yaml(text: str) -> Any:
+    Raises:
+        ValueError: it is something else.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not read")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"{twice[0]} stands twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        return {} if (values := yaml.safe_load(text)) is None else values
+        return {} if (values := yaml.load(text, Loader)) is None else values  # a safe loader
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _parse_toml(text: str) -> Any:
@@ -99,7 +114,12 @@ def _parse_toml(text: str) -> Any:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(text)
+    if max((line.partition("=")[0].count(".") for line in text.splitlines()), default=0) > _DEEPEST:
+        raise ValueError("it is nested too deep")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
-_PARSERS = {".yaml": _parse_yaml, ".yml": _parse_yaml, ".toml": _parse_toml}
+_PARSERS = {".yaml": parse_yaml, ".yml": parse_yaml, ".toml": _parse_toml}

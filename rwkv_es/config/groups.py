@@ -16,12 +16,17 @@ _SCORE = "train eval doctor"
 class ModelOptions:
     """Model."""
 
-    model: str = option("tiny", 'checkpoint (.pth or .safetensors), a run\'s folder, or "tiny": the embedded one', _ALL)
+    model: str = option(
+        "tiny", 'checkpoint (.pth or .safetensors), a run\'s folder, or "tiny": the embedded one', _ALL, paths="one"
+    )
     tokenizer: str = option(
-        "auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file', _ALL
+        "auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file', _ALL, paths="one"
     )
     state: str = option(
-        "", "file with an initial state (blocks.*.att.time_state) to start every text from", "eval generate chat"
+        "",
+        "file with an initial state (blocks.*.att.time_state) to start every text from",
+        "eval generate chat",
+        paths="one",
     )
     dtype: str = option(
         "auto",
@@ -51,14 +56,22 @@ class TaskOptions:
     """Task and prompt."""
 
     task: str = option(
-        "countdown_mini", "built-in task, path to your own folder or .py file, or a mixture: a=1,b=2", _ASK
+        "countdown_mini",
+        "built-in task, path to your own folder or .py file, or a mixture: a=1,b=2",
+        _ASK,
+        paths="many",
     )
     data: str = option(
-        "", "the task's data: local file or folder (default: its own source); of a mixture a=PATH,...", _SCORE
+        "",
+        "the task's data: local file or folder (default: its own source); of a mixture a=PATH,...",
+        _SCORE,
+        paths="many",
     )
     template: str = option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own", _ALL)
     system: str = option("", "system text before the first turn (templates system, chat, think, short_think)", _ALL)
-    shots: str = option("0", "solved training problems shown before each question, or a text file shown instead", _ASK)
+    shots: str = option(
+        "0", "solved training problems shown before each question, or a text file shown instead", _ASK, paths="one"
+    )
     bos: bool = option(False, "start every prompt with token 0", _ALL)
     prompt: str = option("", "the question to answer", "generate")
 
@@ -133,7 +146,7 @@ class RewardOptions:
     """Reward."""
 
     reward: str = option(
-        "", "your rewards with weights: file.py:fn=0.7,pkg.mod:fn=0.3 (default: the task's own)", _SCORE
+        "", "your rewards with weights: file.py:fn=0.7,pkg.mod:fn=0.3 (default: the task's own)", _SCORE, paths="many"
     )
     reward_signature: str = option(
         "auto",
@@ -184,8 +197,12 @@ class EvaluationOptions:
         on_resume="free",
     )
     split: str = option("test", "which split to evaluate", "eval", choices=("train", "test"))
-    base: str = option("", "a second checkpoint to compare the model with, on the same problems or text", "eval")
-    text: str = option("", "read this UTF-8 text instead of a task: perplexity, and KL to the base", "eval")
+    base: str = option(
+        "", "a second checkpoint to compare the model with, on the same problems or text", "eval", paths="one"
+    )
+    text: str = option(
+        "", "read this UTF-8 text instead of a task: perplexity, and KL to the base", "eval", paths="one"
+    )
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,7 @@ class RunOptions:
         "run folder (default: runs/<task>-<model>, and a hash of the options that are not the defaults)",
         "train export replay fork",
         on_resume="free",
+        paths="one",
     )
     resume: str = option(
         "auto",
@@ -218,7 +236,12 @@ class RunOptions:
     )
     weights: str = option("best", "which weights of the run", "export", choices=("best", "last"))
     step: int = option(-1, "number of steps taken (replay: -1 verifies every step)", "replay fork")
-    out: str = option("", "output file; fork: the new run's folder", "eval export fork")
+    out: str = option(
+        "",
+        "output file; fork: the new run's folder",
+        "eval export fork",
+        paths="one",
+    )
 
 
 @dataclass(frozen=True)

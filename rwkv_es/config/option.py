@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.errors import ConfigError
+from rwkv_es.texts import all_expanded, expanded, shown
 
 # Whether an option may change when a run continues: "free": it never changes the weights; "fork": only in a fork,
 # before its first own step; "same": never, since the weights of past steps are a function of it.
@@ -26,8 +27,12 @@ def option(
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
     on_resume: str = "fork",
+    paths: str = "",
 ) -> Any:
-    """Declare an option of some verbs (their names with blanks between). A mapping as default is copied."""
+    """Declare an option of some verbs (their names with blanks between). A mapping as default is copied.
+
+    paths: "one" or "many", where `~` means home: at the start, or also behind `,` and `=`.
+    """
     assert on_resume in ON_RESUME
     metadata = {
         "help": text,
@@ -37,6 +42,7 @@ def option(
         "at_most": at_most,
         "choices": choices,
         "on_resume": on_resume,
+        "paths": paths,
     }
     if isinstance(default, Mapping):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -56,7 +62,7 @@ def check(f: Field[Any], value: Any) -> None:
     """
     above, at_least, at_most, choices = (f.metadata[key] for key in ("above", "at_least", "at_most", "choices"))
     if choices and value not in choices:
-        raise ConfigError(f"{f.name} must be one of {', '.join(choices)}; got {value!r}")
+        raise ConfigError(f"{f.name} must be one of {', '.join(choices)}; got {shown(value)}")
     if at_most is not None and above is not None and not above < value <= at_most:
         raise ConfigError(f"{f.name} must lie in ({above:g}, {at_most:g}]; got {value}")
     at_most = LARGEST if at_most is None and isinstance(value, int) else at_most
@@ -87,12 +93,25 @@ def convert(f: Field[Any], value: Any) -> Any:
     """
     to_type, wanted = _CONVERTERS[type(default_of(f))]
     try:
-        found = to_type(value)
+        is_count = (
+            isinstance(value, int) and not isinstance(value, bool) and default_of(f) == "0"
+        )  # shots: 2, in a file
+        found = str(value) if is_count else to_type(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{f.name} must be {wanted}; got {value!r}") from None
+        raise ConfigError(f"{f.name} must be {wanted}; got {shown(value)}") from None
     if isinstance(found, str) and "\0" in found:
-        raise ConfigError(f"{f.name} must not hold the character NUL; got {value!r}")
-    return found
+        raise ConfigError(f"{f.name} must not hold the character NUL; got {shown(value)}")
+    return at_home(f, found)
+
+
+def at_home(f: Field[Any], value: Any) -> Any:
+    """Return an option's value with `~` as the home folder, if it holds paths.
+
+    Raises:
+        ConfigError: there is no such home.
+    """
+    expand = {"one": expanded, "many": all_expanded}.get(f.metadata["paths"])
+    return expand(value) if expand is not None and isinstance(value, str) else value
 
 
 def _to_int(value: Any) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_es.errors import ConfigError
+from rwkv_es.texts import read_text
 
 END_ID = 0  # end of document, in World as in every vocabulary that is accepted here
 WORLD_SIZE = 65530  # ids 0..65529; a World model's head has 65536 outputs, the last ones mean nothing
@@ -191,10 +192,11 @@ def _read_json(path: Path) -> Any:
 
     if not path.is_file():
         raise ConfigError(f'tokenizer {path} does not exist; give a tokenizers JSON file, "world" or "auto"')
+    text = read_text(path, "tokenizer")
     try:
-        tokenizer = HuggingFaceTokenizer.from_file(str(path))
+        tokenizer = HuggingFaceTokenizer.from_str(text)
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise ConfigError(f"tokenizer {path} cannot be read ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"tokenizer {path} cannot be read ({str(error).splitlines()[0][:200]})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if hasattr(tokenizer.model, "dropout"):

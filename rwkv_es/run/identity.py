@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from rwkv_es import __version__
+from rwkv_es.config.file import parse_yaml
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config
 from rwkv_es.errors import ConfigError
@@ -159,7 +160,7 @@ def without_folders(name: str, value: Any) -> Any:
 def made_by_a_run(folder: Path) -> bool:
     """Say whether a folder is a run's: its config.yaml says what it was made with."""
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        values = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return bool(any(folder.glob("snapshots/step-*")))  # and the ledger is missed by name
     except (OSError, ValueError, yaml.YAMLError):
@@ -175,7 +176,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
         return {**values, PROVENANCE: dict(values[PROVENANCE])}
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder of a training run") from None

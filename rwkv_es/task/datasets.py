@@ -15,6 +15,7 @@ from rwkv_es.task.held_out import HELD_OUT_YEARS, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+LONGEST_LINE, LARGEST_FILE = 64 << 20, 8 << 30  # bytes of a data file, unpacked
 QUESTION_FIELDS = ("prompt", "question", "problem")
 
 Row = Mapping[str, Any]
@@ -122,19 +123,35 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
     open_file: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
     try:
         with open_file(file, "rb") as lines:  # of bytes: they end at b"\n" alone, never at U+2028
-            numbered = [(f"{file}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
-    except (OSError, EOFError, zlib.error) as error:
+            numbered = [(f"{file}, line {i}", line) for i, line in enumerate(_bounded(lines), 1) if line.strip()]
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise TaskError(f"the data file {file} cannot be read: {error}") from None
     if not numbered:
         raise TaskError(f"the data file {file} holds no problems; it needs one JSON object a line")
     for where, line in numbered:
         try:
             row = json.loads(line)
+        except RecursionError:
+            raise TaskError(f"{where} is nested too deep") from None
         except ValueError as error:
-            raise TaskError(f"{where} is not JSON: {error}") from None
+            raise TaskError(f"{where} is not JSON: {str(error)[:200]}") from None
         if not isinstance(row, dict):
             raise TaskError(f"{where} must be a JSON object; got {type(row).__name__}")
         yield where, row
+
+
+def _bounded(lines: Any) -> Iterator[bytes]:
+    """Yield a file's lines, as long as it is a file of problems and no bomb.
+
+    Raises:
+        OSError: a line, or all of them, have more bytes than any problems have.
+    """
+    total = 0
+    while line := lines.readline(LONGEST_LINE + 1):
+        total += len(line)
+        if len(line) > LONGEST_LINE or total > LARGEST_FILE:
+            raise OSError(f"more than {LONGEST_LINE:,} bytes in a line or {LARGEST_FILE:,} in all")
+        yield line
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:

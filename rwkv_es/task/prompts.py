@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from rwkv_es.errors import ConfigError
-from rwkv_es.task.task import SYSTEM, Problem, Task, opening, render, template_named
+from rwkv_es.task.task import SYSTEM, Problem, Task, opening, render, template_named, unix_lines
+from rwkv_es.texts import read_text
 
 _GAP = "\n\n"  # between an example and what follows
 
@@ -47,7 +47,7 @@ def opening_of(task: Task, prompting: Prompting) -> str:
 
 
 def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
-    if not shots.isdigit():
+    if not (shots.isascii() and shots.isdecimal()):
         return _text_of(shots)
     count = int(shots)
     if not count:
@@ -75,8 +75,5 @@ def _first_problems(task: Task, count: int) -> Sequence[Problem]:
 
 @lru_cache(maxsize=1)
 def _text_of(file: str) -> str:
-    try:
-        text = Path(file).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"shots must be a number or a readable text file; got {file!r} ({error})") from None
+    text = unix_lines(read_text(file, "shots must be a number or a text file:", 16 << 20))
     return text.rstrip("\n") + _GAP

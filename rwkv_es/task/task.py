@@ -145,8 +145,13 @@ def template_named(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def unix_lines(text: str) -> str:
+    """Return a text whose lines end in a line feed alone, whatever they ended in."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _without_blank_lines(text: str) -> str:
-    return re.sub(r"\n{2,}", "\n", text).strip()
+    return re.sub(r"\n(?:[^\S\n]*\n)+", "\n", unix_lines(text)).strip()
 
 
 def list_tasks() -> dict[str, str]:

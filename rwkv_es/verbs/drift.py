@@ -18,6 +18,7 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
 from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
+from rwkv_es.texts import read_text
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time
 
@@ -94,11 +95,7 @@ def _open(config: Config, text: str) -> tuple[list[Path], list[Model], list[int]
 
 
 def _read_text(file: str) -> str:
-    try:
-        with Path(file).open(encoding="utf-8", newline="") as opened:
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"text must be a readable UTF-8 file; got {file!r} ({error})") from None
+    text = read_text(file, "text", 4 << 30)
     if not text:
         raise ConfigError(f"the text file {file} is empty")
     return text

@@ -108,7 +108,7 @@ def test_a_run_folders_config_can_be_given_again(tmp_path):
         ("a.toml", b"steps = ", "cannot be parsed"),
         ("a.yaml", b"- 1\n- 2", "must hold a mapping of options to values; got list"),
         ("a.yaml", b"false", "must hold a mapping of options to values; got bool"),
-        ("a.yaml", b"\xff\xfe", "cannot be read"),
+        ("a.yaml", b"\xff\xfe", "is UTF-16; save it as UTF-8"),
         ("a.json", b"{}", "must end in .yaml, .yml, .toml"),
     ],
 )

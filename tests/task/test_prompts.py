@@ -52,7 +52,7 @@ def test_examples_may_be_a_file(tmp_path):
 def test_too_many_examples_or_an_unreadable_file_are_refused():
     with pytest.raises(ConfigError, match="shots is 4, but task t has only 3 other"):
         prompt_of(task(), PROBLEMS[0], Prompting(shots="4"))
-    with pytest.raises(ConfigError, match=r"a number or a readable text file; got 'none\.txt'"):
+    with pytest.raises(ConfigError, match=r"a number or a text file: none\.txt cannot be read"):
         prompt_of(task(), PROBLEMS[0], Prompting(shots="none.txt"))
 
 

@@ -94,7 +94,7 @@ def test_bytes_are_counted_as_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "readable UTF-8"), (b"\xff\xfe", "readable UTF-8"), (b"", "is empty")]
+    ("content", "words"), [(None, "cannot be read"), (b"\xff\xfe", "is UTF-16"), (b"", "is empty")]
 )
 def test_what_is_no_text_is_refused(tmp_path, content, words):
     path = tmp_path / "text.txt"
