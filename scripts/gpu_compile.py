@@ -98,6 +98,9 @@ def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
     call_loop(sizes, rows, device)
     directions = torch.zeros(8, dtype=torch.int64, device=device)
     noise_kernels.fill_from_table(of(8, sizes.ffn), 0, directions, (1, 2, 3), of(256))
+    values = torch.zeros(4096, device=device)
+    noise_kernels.round_to_bf16(values.bfloat16(), values, 0, 1, (2, 3))
+    noise_kernels.move_on_grid(values.to(torch.int8), values, 0, 1, (2, 3))
 
 
 def call_loop(sizes: Sizes, rows: int, device: str) -> None:

@@ -51,7 +51,7 @@ class Memory(NamedTuple):
 
     program: int
     weights: int
-    masters: int  # fp32 copies of bf16 weights, where the device holds them
+    masters: int  # fp32 copies of bf16 weights; on a GPU the 16 bits that the weights lack
     optimizer: int
     factors: int
     states: int
@@ -139,7 +139,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
     return Memory(
         program=_PROGRAM_MEASURED + _ENGINE_MEASURED[load.engine] if is_cpu else _DEVICE_PROGRAM,
         weights=sums.weights,
-        masters=sums.masters if is_cpu else 0,
+        masters=sums.masters if is_cpu else sums.masters // 2,
         optimizer=4 * MOMENTS[load.optimizer] * sums.entries,
         factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
@@ -148,7 +148,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
         update=max(update, sums.copies) if is_cpu else update,
-        host=0 if is_cpu else _PROGRAM_MEASURED + sums.masters + sums.copies,
+        host=0 if is_cpu else _PROGRAM_MEASURED,
     )
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from rwkv_es.errors import ConfigError
+from rwkv_es.es.masters import Exact, Masters
 from rwkv_es.model import int8
 from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model
 from rwkv_es.model.int8 import row_blocks
-from rwkv_es.noise.factors import WHOLE, StepNoise, hash_key, philox
-from rwkv_es.noise.lowrank import weighted_sum
+from rwkv_es.noise.factors import WHOLE, StepNoise, gpu_kernels, hash_key, philox
+from rwkv_es.noise.lowrank import weighted_sum, weighted_sum_in_parts
 
 try:
     from rwkv_es.noise.rounding import round_to_bf16
@@ -24,9 +25,11 @@ except ImportError:  # numba is missing or does not fit the installed numpy
     round_to_bf16 = None  # type: ignore[assignment]
 
 _VALUES_PER_CHUNK = 1 << 22  # of the factors drawn at once: whatever the number of processes, in the same order
-_FEWEST_DIRECTIONS = 64  # in a chunk
+_VALUES_ELSEWHERE = 1 << 27  # the same on a GPU
+_FEWEST = 64  # directions in a chunk
 _ENTRIES_PER_CHUNK = 1 << 20
 _ENTRIES_PER_SLAB = 1 << 22  # of a matrix; a step holds some five slabs in fp32
+_ENTRIES_ELSEWHERE = 1 << 27  # the same on a GPU
 
 
 class Rule(NamedTuple):
@@ -46,15 +49,22 @@ def gradient(noise: StepNoise, name: str, fitness: Tensor, rows: slice = WHOLE) 
     """
     target = noise.targets[name]
     folded = (fitness[0::2] - fitness[1::2]).float() / (len(fitness) * math.sqrt(target.rank))  # (N/2,)
-    per_chunk = max(_VALUES_PER_CHUNK // target.num_values, _FEWEST_DIRECTIONS)
+    in_parts = _is_elsewhere(fitness.device) and not (target.batch or target.is_full)
+    most, dtype = (_VALUES_ELSEWHERE, torch.bfloat16) if in_parts else (_VALUES_PER_CHUNK, torch.float32)
+    collect, per_chunk = weighted_sum_in_parts if in_parts else weighted_sum, max(most // target.num_values, _FEWEST)
     total: Tensor | None = None
     for start in range(0, len(folded), per_chunk):
         chunk = folded[start : start + per_chunk]
-        a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device), rows)
-        part = weighted_sum(a, b, chunk)
+        a, b = noise.factors(name, torch.arange(start, start + len(chunk), device=chunk.device), rows, dtype)
+        part = collect(a, b, chunk)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
+
+
+def _is_elsewhere(device: torch.device) -> bool:
+    """Say whether the weights are on a GPU: its memory is another, and large products and copies are what it is for."""
+    return device.type != "cpu"
 
 
 class Updater:
@@ -67,7 +77,7 @@ class Updater:
         self.params, self.scales, self.rule, self.base = model.params, model.scales, rule, base
         self.names, self.device = names, model.like.device
         low = [name for name in names if self.params[name].dtype == torch.bfloat16 and rule.master == "fp32"]
-        self.master = {name: self.params[name].float().cpu() for name in low}
+        self.master = Masters(self.params, low, in_parts=_is_elsewhere(self.device))
         self.optimizers = {} if rule.optimizer == "sgd" else {name: _optimizer(rule, self.device) for name in names}
 
     def step_(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
@@ -86,14 +96,14 @@ class Updater:
         """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
         params, dtype = self.exact()
         if dtype is None:
-            return params
+            return self.params
         return {name: w if name in self.scales else w.to(dtype).cpu() for name, w in params.items()}
 
-    def exact(self) -> tuple[Params, torch.dtype | None]:
+    def exact(self) -> tuple[Mapping[str, Tensor], torch.dtype | None]:
         """Return the same without any copy, and the dtype that they are to be taken in (None: as they are)."""
         if not self.master:
             return self.params, None
-        return {name: self.master.get(name, weight) for name, weight in self.params.items()}, torch.float32
+        return Exact(self.params, self.master), torch.float32
 
     def state(self) -> dict[str, Any]:
         """Return what the optimisers remember, for a snapshot."""
@@ -105,7 +115,7 @@ class Updater:
             assert (params[name].dtype == torch.int8) == (name in self.scales), f"{name} is {params[name].dtype}"
             weight.copy_(params[name])
         for name in self.master:
-            self.master[name] = params[name].clone()
+            self.master.write_(name, WHOLE, params[name])
         for name, saved in state.items():
             self.optimizers[name].load_state_dict(saved)
 
@@ -127,7 +137,7 @@ class Updater:
         target = noise.targets[name]
         if name in self.optimizers or target.is_full or target.batch:
             return [WHOLE]
-        return row_blocks((target.p, target.q), _ENTRIES_PER_SLAB)
+        return row_blocks((target.p, target.q), _ENTRIES_ELSEWHERE if _is_elsewhere(self.device) else _ENTRIES_PER_SLAB)
 
     def _direction(self, name: str, rows: slice, g: Tensor, lr: float, multiplier: float) -> tuple[Tensor, float]:
         """Return what to add to some rows, as a direction and a size; g may be overwritten."""
@@ -144,8 +154,8 @@ class Updater:
         if name in self.scales:
             start = int8.on_grid(self.base[name][rows].to(self.device), self.scales[name][rows])
             return stored.float().sub_(start).mul_(self.scales[name][rows, None])
-        weight = self.master[name][rows] if name in self.master else stored
-        drift = weight.to(self.device, torch.float32, copy=True)
+        is_copy = name in self.master.held
+        drift = self.master.read(name, rows) if is_copy else stored.to(torch.float32, copy=True)
         return drift.sub_(self.base[name][rows].to(self.device)) if name in self.base else drift
 
     def _add_(self, name: str, rows: slice, direction: Tensor, size: float, step: int) -> None:
@@ -154,10 +164,8 @@ class Updater:
         if name in self.scales:
             steps = direction.mul_(size).div_(self.scales[name][rows, None])
             int8.move_(stored, steps, key, step, first)
-        elif name in self.master:
-            after = self.master[name][rows].to(self.device).add_(direction, alpha=size)
-            self.master[name][rows] = after
-            stored.copy_(after)
+        elif name in self.master.held:
+            self.master.write_(name, rows, self.master.read(name, rows).add_(direction, alpha=size))
         elif stored.dtype == torch.bfloat16:
             stored.copy_(round_stochastically(stored.float().add_(direction, alpha=size), key, step, first))
         else:
@@ -175,6 +183,9 @@ def round_stochastically(values: Tensor, key: tuple[int, int], step: int, first:
     if round_to_bf16 is not None and flat.device.type == "cpu":
         out = rounded.view(torch.int16).numpy().view(np.uint16)
         round_to_bf16(out, flat.numpy().view(np.uint32), first, step, np.array(key, np.uint64))
+        return rounded.reshape(values.shape)
+    if (kernels := gpu_kernels(flat.device)) is not None:
+        kernels.round_to_bf16(rounded, flat, first, step, key)
         return rounded.reshape(values.shape)
     for start in range(0, len(flat), _ENTRIES_PER_CHUNK):
         bits = flat[start : start + _ENTRIES_PER_CHUNK].view(torch.int32)
@@ -214,7 +225,7 @@ def _ascend(optimizer: torch.optim.Optimizer, ascent: Tensor, lr: float) -> Tens
     return moved
 
 
-def checksum(params: Params, dtype: torch.dtype | None = None) -> str:
+def checksum(params: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """Return 16 hex digits that change with any bit of any tensor, and with the tensors' names and order.
 
     dtype: take all floating-point tensors as if they were of this type, without copying them.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.noise.factors import philox
+from rwkv_es.noise.factors import gpu_kernels, philox
 
 try:
     from rwkv_es.noise.rounding import move_on_grid
@@ -97,6 +97,9 @@ def move_(values: Tensor, steps: Tensor, key: tuple[int, int], step: int, first:
     values, steps = values.view(-1), steps.view(-1)
     if move_on_grid is not None and values.device.type == "cpu":
         move_on_grid(values.numpy(), steps.numpy(), first, step, np.array(key, np.uint64))
+        return
+    if (kernels := gpu_kernels(values.device)) is not None:
+        kernels.move_on_grid(values, steps, first, step, key)
         return
     for start in range(0, len(values), _CHUNK):
         part, t = values[start : start + _CHUNK], steps[start : start + _CHUNK].double()

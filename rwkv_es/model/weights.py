@@ -9,9 +9,7 @@ from torch.nn import functional
 
 from rwkv_es.model import int8
 from rwkv_es.model.layout import Params
-from rwkv_es.noise.lowrank import low_rank
-
-_HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # since torch 2.8 or so, on GPUs
+from rwkv_es.noise.lowrank import HAS_OUT_DTYPE, low_rank
 
 
 class Factors(NamedTuple):
@@ -132,7 +130,7 @@ def precise_product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None and x.dtype == torch.float32:
         return functional.linear(x, weight)
     y = torch.empty(len(x), len(weight), device=x.device)
-    if scale is None and x.is_cuda and _HAS_OUT_DTYPE:
+    if scale is None and x.is_cuda and HAS_OUT_DTYPE:
         return torch.mm(x, weight.t(), out_dtype=torch.float32)
     for rows in int8.product_blocks(weight):
         torch.mm(x.float(), weight[rows].float().t(), out=y[:, rows])

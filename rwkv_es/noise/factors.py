@@ -114,7 +114,7 @@ class StepNoise(NamedTuple):
             values = torch.empty(len(directions), count)
             numbers, table = np.array(counter, np.uint64), normal_table().numpy()
             fill_from_table(values.numpy(), first_block, directions.numpy(), numbers, table)
-        elif (kernels := _gpu_kernels(device)) is not None:
+        elif (kernels := gpu_kernels(device)) is not None:
             values = torch.empty(len(directions), count, dtype=dtype, device=device)
             kernels.fill_from_table(values, first_block, directions, counter, normal_table(device).to(dtype))
         else:
@@ -123,15 +123,15 @@ class StepNoise(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _gpu_kernels(device: torch.device) -> ModuleType | None:
-    """Import the kernel that fills tensors of a GPU; None on other devices, and where Triton is missing."""
+def gpu_kernels(device: torch.device) -> ModuleType | None:
+    """Import the kernels that fill and round tensors of a GPU; None on other devices, and where Triton is missing."""
     if device.type != "cuda":
         return None
     try:
-        from rwkv_es.noise import gpu_kernels
+        from rwkv_es.noise import gpu_kernels as kernels
     except ImportError:
         return None
-    return gpu_kernels
+    return kernels
 
 
 def table_values(directions: Tensor, counter: tuple[int, int, int], first_block: int, count: int) -> Tensor:

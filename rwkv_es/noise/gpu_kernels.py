@@ -1,4 +1,7 @@
-"""Philox4x32-10 and the byte table on a GPU (Triton), with the bits of `factors.table_values`."""
+"""Noise and random rounding on a GPU (Triton), with the bits of the plain torch operations that they stand for.
+
+`factors.table_values`, `update.round_stochastically` and `int8.move_` are the references.
+"""
 
 import torch
 import triton
@@ -20,6 +23,56 @@ def fill_from_table(
     numbers = torch.tensor([*counter, first_block]).to(out.device, non_blocking=True)
     grid = (len(out), triton.cdiv(num_values, 16 * _BLOCKS_PER_PROGRAM))
     _fill_from_table[grid](out, (directions, numbers), table, num_values, BLOCKS=_BLOCKS_PER_PROGRAM)
+
+
+def round_to_bf16(out: Tensor, values: Tensor, first: int, step: int, key: tuple[int, int]) -> None:
+    """Fill out (n,) bf16 with neighbours of the fp32 values (n,); the first is entry `first`, a multiple of 8."""
+    numbers = torch.tensor([step, *key, first // 8]).to(out.device, non_blocking=True)
+    grid = (triton.cdiv(len(values), 8 * _BLOCKS_PER_PROGRAM),)
+    of_bits = out.view(torch.int16), values.view(torch.int32)
+    _round_to_bf16[grid](*of_bits, numbers, len(values), BLOCKS=_BLOCKS_PER_PROGRAM)
+
+
+def move_on_grid(values: Tensor, steps: Tensor, first: int, step: int, key: tuple[int, int]) -> None:
+    """Add steps (n,) fp32 to int8 values (n,) in place; the first is entry `first`, a multiple of 4."""
+    numbers = torch.tensor([step, *key, first // 4]).to(values.device, non_blocking=True)
+    grid = (triton.cdiv(len(values), 4 * _BLOCKS_PER_PROGRAM),)
+    _move_on_grid[grid](values, steps, numbers, len(values), BLOCKS=_BLOCKS_PER_PROGRAM)
+
+
+@triton.jit
+def _words_of_entries(numbers, first, BLOCKS: tl.constexpr):
+    """Return the four words (BLOCKS,1) of some blocks, whose counters are (block's low word, high word, step, 0)."""
+    block = tl.load(numbers + 3) + first + tl.arange(0, BLOCKS).to(tl.int64)[:, None]
+    low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
+    step = (block * 0 + tl.load(numbers)).to(tl.uint32)
+    return tl.philox(tl.load(numbers + 1) | (tl.load(numbers + 2) << 32), low, high, step, step * 0)
+
+
+@triton.jit
+def _round_to_bf16(out, bits, numbers, num_values, BLOCKS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    w0, w1, w2, w3 = _words_of_entries(numbers, first, BLOCKS)
+    half = tl.arange(0, 8)[None, :]
+    word = tl.where(half < 4, tl.where(half < 2, w0, w1), tl.where(half < 6, w2, w3))
+    noise = ((word >> (16 * (half % 2)).to(tl.uint32)) & 0xFFFF).to(tl.int64)
+    entry = (first + tl.arange(0, BLOCKS)[:, None]) * 8 + half
+    value = tl.load(bits + entry, mask=entry < num_values, other=0).to(tl.int64) & 0xFFFFFFFF
+    tl.store(out + entry, ((value + noise) >> 16).to(tl.int16), mask=entry < num_values)
+
+
+@triton.jit
+def _move_on_grid(values, steps, numbers, num_values, BLOCKS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * BLOCKS
+    w0, w1, w2, w3 = _words_of_entries(numbers, first, BLOCKS)
+    place = tl.arange(0, 4)[None, :]
+    word = tl.where(place < 2, tl.where(place < 1, w0, w1), tl.where(place < 3, w2, w3)).to(tl.float64)
+    entry = (first + tl.arange(0, BLOCKS)[:, None]) * 4 + place
+    step = tl.load(steps + entry, mask=entry < num_values, other=0).to(tl.float64)
+    whole = tl.floor(tl.abs(step))
+    size = whole + (word < (tl.abs(step) - whole) * 4294967296.0).to(tl.float64)
+    moved = tl.load(values + entry, mask=entry < num_values, other=0).to(tl.float64) + tl.where(step > 0, size, -size)
+    tl.store(values + entry, tl.minimum(tl.maximum(moved, -127.0), 127.0).to(tl.int8), mask=entry < num_values)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # since torch 2.8 or so, on GPUs
+
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor, index: Tensor, scale: Tensor) -> Tensor:
     """Return `scale_s * x_s @ (A_j @ B_j.T).T` with j = index_s, never forming the matrix (EGGROLL, eq. 6).
@@ -34,6 +36,23 @@ def weighted_sum(a: Tensor, b: Tensor, fitness: Tensor) -> Tensor:
     is_same = _is_same_with_one_thread(left.shape, right.shape, left.dtype, num_threads)
     with torch_threads(num_threads if is_same else 1):
         return left @ right.mT
+
+
+def weighted_sum_in_parts(a: Tensor, b: Tensor, fitness: Tensor) -> Tensor:
+    """Return the same by two products of bf16 numbers that are summed in fp32, as a GPU does at its full speed.
+
+    a (D,p,r) and b (D,q,r) bf16, fitness (D,) fp32 -> (p,q) fp32. A and B are exact in bf16; fitness times A is cut
+    into two bf16 numbers, which keep 16 of its 24 bits.
+    """
+    weighted = _join(a.float() * fitness[:, None, None])
+    high = weighted.bfloat16()
+    right = _join(b).mT
+    return _precise(high, right).add_(_precise((weighted - high).bfloat16(), right))
+
+
+def _precise(x: Tensor, y: Tensor) -> Tensor:
+    """Return the product of bf16 numbers, which are exact in fp32, summed in fp32: (p,k) @ (k,q)."""
+    return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda and HAS_OUT_DTYPE else x.float() @ y.float()
 
 
 @contextmanager

@@ -32,7 +32,9 @@ from rwkv_es.engine import rollout as rollout_module
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
+from rwkv_es.es import update
 from rwkv_es.model import forward as torch_engine
+from rwkv_es.model import int8
 from rwkv_es.model.forward import draw_factors, new_state, perturb, with_initial_state
 from rwkv_es.model.weights import Weights
 from rwkv_es.noise import factors as noise_factors
@@ -277,13 +279,31 @@ def test_a_gpu_draws_factors_by_its_kernel(monkeypatch, rows):
     directions, name = torch.arange(5, device=DEVICE), "blocks.0.ffn.key.weight"
     expected = noise.at(2, 0.1).factors(name, directions, rows)
     monkeypatch.setattr(noise_factors, "fill_from_table", None)
-    monkeypatch.setattr(noise_factors, "_gpu_kernels", lambda device: noise_kernels)
+    monkeypatch.setattr(noise_factors, "gpu_kernels", lambda device: noise_kernels)
     by_kernel = noise.at(2, 0.1).factors(name, directions, rows, torch.bfloat16)
-    monkeypatch.setattr(noise_factors, "_gpu_kernels", lambda device: None)
+    monkeypatch.setattr(noise_factors, "gpu_kernels", lambda device: None)
     plain = noise.at(2, 0.1).factors(name, directions, rows)
     for one, other, third in zip(expected, by_kernel, plain):
         assert other.dtype == torch.bfloat16
         assert torch.equal(one, other.float()) and torch.equal(one, third)
+
+
+@pytest.mark.parametrize("first", [0, 2**34 + 16])
+def test_random_rounding_has_the_bits_of_plain_torch(monkeypatch, first):
+    values, steps = 3 * random(1000), 2 * random(1000, seed=1)
+    start = (40 * random(1000, seed=2)).to(torch.int8)
+    start[:20], steps[:20] = 126, 3.7
+    monkeypatch.setattr(update, "round_to_bf16", None)
+    monkeypatch.setattr(int8, "move_on_grid", None)
+    found = []
+    for found_kernels in (noise_kernels, None):
+        for module in (update, int8):
+            monkeypatch.setattr(module, "gpu_kernels", lambda device, chosen=found_kernels: chosen)
+        moved = start.clone()
+        int8.move_(moved, steps, (5, 2**32 - 1), 2**31 + 3, first)
+        found.append((update.round_stochastically(values, (2**32 - 1, 7), 2**31 + 3, first), moved))
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+    assert not torch.equal(found[0][1], start)
 
 
 def test_the_matrices_are_those_of_the_cpu_kernels():
@@ -527,7 +547,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, options):
     found = compiled(*options.split(), cache=tmp_path)
     time_mix, channel_mix = {"_norm_and_mix", "_activate_pairs", "_update_state"}, {"_norm_and_shift", "_square_relu"}
     loop = {"_choose_tokens", "_write_tokens", "_note_tokens", "_admit", "_copy_rows"}
-    assert found.keys() == time_mix | channel_mix | loop | {"_add_ffn_value", "_fill_from_table"}
+    noise = {"_fill_from_table", "_round_to_bf16", "_move_on_grid"}
+    assert found.keys() == time_mix | channel_mix | loop | noise | {"_add_ffn_value"}
     assert not any(facts["spills_bytes"] for facts in found.values())
     update = found["_update_state"]
     assert update["instructions"] * update["warps"] <= 1600
