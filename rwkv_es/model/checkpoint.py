@@ -18,8 +18,10 @@ from torch import Tensor
 
 from rwkv_es.errors import CheckpointError
 from rwkv_es.files import sync
+from rwkv_es.model.formats import check_archive, kind_of
 from rwkv_es.model.header import resolve as resolve  # noqa: PLC0414 - callers know it by this module
 from rwkv_es.model.layout import STATE, Arch, Params, check_shapes, infer, refuse_other_models
+from rwkv_es.texts import shown
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 1 << 22
@@ -114,40 +116,37 @@ def sha256(path: str | Path) -> str:
 
 def _read(path: Path) -> Params:
     """Read the tensors of a file, whatever model they are of."""
-    _check_file(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    kind = kind_of(path)
+    if kind != "safetensors":
+        check_archive(path)
+    content = _read_safetensors(path) if kind == "safetensors" else _read_pth(path)
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not a dict of tensors; give the state dict's file"
         )
     for name, value in content.items():
         if not isinstance(value, Tensor):
-            held = ", ".join(map(str, list(content)[:4]))
+            held = ", ".join(str(name)[:80] for name in list(content)[:4])
             raise CheckpointError(
-                f"{path} is no plain state dict: {name!r} is a {type(value).__name__} (it holds {held}, ...); "
+                f"{path} is no plain state dict: {shown(name)} is a {type(value).__name__} (it holds {held}, ...); "
                 "save the model's state dict alone"
             )
+    _check_extents(path, content)
     return {str(name): value.detach() for name, value in content.items()}
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what no reader could make sense of."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "no regular file"
-        raise CheckpointError(f"{path} is {what}; give a .pth or .safetensors file")
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; give a .pth or .safetensors file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from None
-    if not start:
-        raise CheckpointError(f"{path} is empty; download it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a git-lfs pointer, not the model; fetch the real file with `git lfs pull`")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path} is a web page, not a model; download the file itself")
+def _check_extents(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that claim more values than the file holds."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            continue  # refused by the caller, by name
+        num_bytes = tensor.numel() * tensor.element_size()
+        total += num_bytes
+        if num_bytes > tensor.untyped_storage().nbytes() or total > 2 * path.stat().st_size:
+            raise CheckpointError(
+                f"{path}: {name[:80]} claims more values than the file holds; it is no plain state dict"
+            )
 
 
 def _read_pth(path: Path) -> Any:
@@ -160,6 +159,8 @@ def _read_pth(path: Path) -> Any:
                 "loaded; save the state dict alone, in torch.save's own pickle protocol"
             ) from None
         raise CheckpointError(f"{path} is no torch file or is damaged; download it again") from None
+    except MemoryError:
+        raise CheckpointError(f"there is not enough memory to read {path}") from None
     except _DAMAGE:
         raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
 
@@ -168,6 +169,9 @@ def _load_pth(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused by the caller
+            if path.suffix == ".safetensors":  # by which torch would choose another reader
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except RuntimeError as error:
         if "Cannot allocate memory" in str(error):
@@ -220,6 +224,8 @@ def _read_safetensors(path: Path) -> Params:
 
     try:
         return load_file(path)
+    except (MemoryError, RuntimeError):
+        raise CheckpointError(f"there is not enough memory to read {path}") from None
     except (SafetensorError, OSError, ValueError):
         raise CheckpointError(f"{path} is truncated or no safetensors file; download it again") from None
 

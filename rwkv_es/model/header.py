@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.model.formats import check_archive, kind_of
 from rwkv_es.model.layout import HEAD_SIZE, Arch, check_shapes, infer, refuse_other_models
 
 LARGEST_HEADER = 1 << 26  # bytes: names and shapes of a model of a few thousand tensors take less than one
@@ -60,6 +61,10 @@ def resolve(model: str) -> Path:
     for path in (model, model + ".pth"):
         if os.path.isfile(path):
             return Path(path)
+    if os.path.isfile(os.path.join(model, "config.json")):
+        raise CheckpointError(
+            f"model {model} is a Hugging Face directory; give the official .pth that it was made from"
+        )
     what = "is a folder" if os.path.isdir(model) else "does not exist"
     raise CheckpointError(f'model {model!r} {what}; give a .pth or .safetensors file, or "tiny" for the embedded model')
 
@@ -88,8 +93,11 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: it is unreadable, or not of an RWKV-7 model.
     """
+    kind = kind_of(path)
+    if kind != "safetensors":
+        check_archive(path)
     try:
-        found = _of_safetensors(path) if path.suffix == ".safetensors" else _of_pth(path)
+        found = _of_safetensors(path) if kind == "safetensors" else _of_pth(path)
     except CheckpointError:
         raise
     except Exception as error:  # noqa: BLE001 - what a damaged file makes of a reader has no common type

@@ -1,0 +1,192 @@
+"""What a file is by its first bytes, whatever its name says; and archives that are safe to unpickle."""
+
+import os
+import pickletools
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+from rwkv_es.errors import CheckpointError
+from rwkv_es.texts import shown
+
+LARGEST_PICKLE = 8 << 20  # bytes that describe a model's tensors: a few hundred each
+_MOST_OPERATIONS = 1_000_000
+_DEEP = 257 + 8
+_GIVE = "give the .pth or .safetensors file of the weights"
+_KNOWN: tuple[tuple[bytes, str], ...] = (
+    (b"GGUF", f"is a GGUF file, made for llama.cpp; {_GIVE} that it was made from"),
+    (b"fmgg", f"is a file of rwkv.cpp; {_GIVE} that it was made from"),
+    (b"lmgg", f"is a ggml file; {_GIVE} that it was made from"),
+    (b"version https://git-lfs", "is a git-lfs pointer, not the model; fetch the real file with `git lfs pull`"),
+    (b"\x1f\x8b", "is packed by gzip; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is packed by zstd; unpack it first"),
+    (b"\xfd7zXZ", "is packed by xz; unpack it first"),
+    (b"BZh", "is packed by bzip2; unpack it first"),
+    (b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
+    (b"Rar!", "is a RAR archive; unpack it first"),
+    (b"\x93NUMPY", f"is a NumPy array; {_GIVE}"),
+    (b"\x89HDF", f"is an HDF5 file; {_GIVE}"),
+    (b"%PDF", f"is a PDF; {_GIVE}"),
+)
+_OLD_PICKLE = re.compile(rb"c[\w.]+\n\w+\n")  # protocol 0: a text, but one that its reader refuses by its own name
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<!--", b"<head", b"<body")
+
+
+def kind_of(path: Path) -> str:
+    """Return "safetensors", "zip" (torch.save's format) or "pickle" (its older one; or what no reader knows).
+
+    Raises:
+        CheckpointError: it is something else; what, and what to do.
+    """
+    start = _start(path)
+    for mark, words in _KNOWN:
+        if start.startswith(mark):
+            raise CheckpointError(f"{path} {words}")
+    text = start.lstrip().lower()
+    if text.startswith(_PAGES):
+        raise CheckpointError(f"{path} is a web page, not a model; download the file itself")
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path} is a tar archive; unpack it first")
+    if not start.strip(b"\0"):
+        raise CheckpointError(f"{path} begins with nothing but zeros: it was never written whole; download it again")
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path):
+        return "safetensors"
+    if text.startswith(b"{"):
+        raise CheckpointError(f"{path} {_json_words(start)}")
+    if start.startswith(b"PK"):
+        return "zip"
+    if not _OLD_PICKLE.match(start) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start[:64]):
+        raise CheckpointError(f"{path} is a text ({shown(start[:40].decode())}), not a model; {_GIVE}")
+    return "safetensors" if path.suffix == ".safetensors" else "pickle"
+
+
+def _start(path: Path) -> bytes:
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "no regular file"
+        raise CheckpointError(f"{path} is {what}; give a .pth or .safetensors file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_DEEP)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; give a .pth or .safetensors file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not start:
+        raise CheckpointError(f"{path} is empty; download it again")
+    return start
+
+
+def _json_words(start: bytes) -> str:
+    if b"weight_map" in start or b"total_size" in start:
+        return f"is the index of a model in several files; join them, and {_GIVE} with the official names"
+    if b'"error"' in start:
+        return "is an error message of the place it was downloaded from; download the file itself"
+    return f"is JSON, not a model; {_GIVE}"
+
+
+def check_archive(path: Path) -> None:
+    """Look at how a file of torch.save describes its tensors before anything is unpickled.
+
+    Raises:
+        CheckpointError: it is no plain state dict, or would take more time or memory than one can.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                _check_pickles(path, file, 4)  # a mark, a version, the system, the state dict
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(pickles) != 1 or len(set(names)) < len(names):
+                what = (
+                    "has entries of the same name" if pickles else "is a zip archive without a model; unpack it first"
+                )
+                raise CheckpointError(f"{path} {what}; {_GIVE}")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise CheckpointError(f"{path} was packed again with compression; {_GIVE} as torch.save writes it")
+            with archive.open(pickles[0]) as file:
+                _check_pickles(path, file, 1)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, UnicodeError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({str(error)[:80]}); download it again") from None
+
+
+def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
+    """Walk through pickles without running them: bounded, with texts as keys."""
+    bounded = _Bounded(file, LARGEST_PICKLE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in damaged texts
+            for _ in range(count):
+                _walk(bounded)
+    except _TooMuch as error:
+        raise CheckpointError(f"{path} is refused: {error}; save the state dict alone") from None
+    except (ValueError, UnicodeError, IndexError, KeyError, OverflowError, MemoryError):
+        return  # damaged: its reader says so
+
+
+class _TooMuch(Exception):
+    pass
+
+
+class _Bounded:
+    """A file of which no more than so many bytes are read."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self.file, self.left = file, most
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise _TooMuch("what describes its tensors is larger than any model needs")
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        """Return the next line."""
+        line = self.file.readline(self.left + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise _TooMuch("what describes its tensors is larger than any model needs")
+        return line
+
+
+def _walk(file: Any) -> None:
+    """Follow a pickle's stack as far as to know which keys are texts."""
+    stack: list[str] = []
+    memo: dict[Any, str] = {}
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if number > _MOST_OPERATIONS:
+            raise _TooMuch("what describes its tensors takes more steps than any model needs")
+        name = operation.name
+        if name in ("SETITEM", "SETITEMS", "DICT"):
+            taken = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else _to_mark(stack)
+            if any(kind != "text" for kind in taken[::2]):
+                raise _TooMuch("it names tensors by something else than texts")
+            stack.extend(["dict"] if name == "DICT" else [])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append("mark")
+        elif "UNICODE" in name:
+            stack.append("text")
+        elif name != "STOP":
+            before = [item.name for item in operation.stack_before]
+            if "mark" in before:
+                _to_mark(stack)
+                before = before[: before.index("mark")]
+            del stack[len(stack) - len(before) :]
+            stack.extend("thing" for _ in operation.stack_after)
+
+
+def _to_mark(stack: list[str]) -> list[str]:
+    """Take what is above the last mark off the stack, and the mark."""
+    place = len(stack) - 1 - stack[::-1].index("mark")
+    taken = stack[place + 1 :]
+    del stack[place:]
+    return taken

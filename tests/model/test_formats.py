@@ -1,0 +1,151 @@
+"""A file is what its first bytes say; and what describes its tensors is looked at before it is unpickled."""
+
+import gzip
+import io
+import pickle
+import tarfile
+import time
+import zipfile
+
+import pytest
+import torch
+from checkpoints import random_params
+from safetensors.torch import save_file
+
+from rwkv_es.errors import CheckpointError
+from rwkv_es.model.checkpoint import load, save
+from rwkv_es.model.formats import kind_of
+from rwkv_es.model.header import describe
+
+
+@pytest.fixture
+def params():
+    return random_params(1, 64, 32)
+
+
+def tar():
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("model.pth"), io.BytesIO())
+    return data.getvalue()
+
+
+def zipped(**entries):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.ckpt", "m"])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"GGUF\3\0\0\0" + b"\1" * 99, "GGUF"),
+        (b"fmgg" + b"\1" * 99, "rwkv.cpp"),
+        (gzip.compress(b"x"), "packed by gzip; unpack it"),
+        (tar(), "tar archive"),
+        (zipped(readme="text"), "zip archive without a model"),
+        (b"\x93NUMPY\1\0" + b" " * 99, "NumPy"),
+        (b"\n <?xml version='1.0'?><Error/>", "a web page"),
+        (b"  <!DOCTYPE html><html>", "a web page"),
+        (b'{"metadata": {"total_size": 1}, "weight_map": {}}', "the index of a model in several files"),
+        (b'{"error": "Entry not found"}', "an error message of the place"),
+        (b"Entry not found", "is a text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
+        (b"\0" * 4096, "nothing but zeros"),
+        (b"", "is empty"),
+    ],
+)
+def test_other_files_are_called_what_they_are_whatever_their_name(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    for read in (load, lambda path: describe(str(path))):
+        with pytest.raises(CheckpointError, match=words) as error:
+            read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_are_read_under_the_wrong_suffix(tmp_path, params):
+    save(tmp_path / "a.pth", params)
+    (tmp_path / "a.pth").rename(tmp_path / "a.safetensors")
+    save_file(params, tmp_path / "b.pth")
+    for name, kind in (("a.safetensors", "zip"), ("b.pth", "safetensors")):
+        assert kind_of(tmp_path / name) == kind
+        assert load(tmp_path / name)[1] == describe(str(tmp_path / name)).arch
+
+
+def test_a_hugging_face_directory_is_called_so(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="Hugging Face directory"):
+        describe(str(tmp_path))
+
+
+def doubled(depth):
+    key = ("a",)
+    for _ in range(depth):
+        key = (key, key)
+    return key
+
+
+def refused(path, words):
+    start = time.process_time()
+    for read in (load, lambda path: describe(str(path))):
+        with pytest.raises(CheckpointError, match=words) as error:
+            read(path)
+        assert len(str(error.value)) < 600
+    assert time.process_time() - start < 5, "before it takes long"
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_keys_that_are_no_texts_are_refused_before_they_are_hashed(tmp_path, is_zip):
+    with open(tmp_path / "m.pth", "wb") as file:
+        torch.save({"deep": 1}, file, _use_new_zipfile_serialization=is_zip)
+    data = pickle.dumps({}, 2)[:-1] + pickle.dumps(doubled(40), 2)[2:-1] + b"K\x01s."  # {key: 1}, never built here
+    repack(tmp_path / "m.pth", data, is_zip)
+    refused(tmp_path / "m.pth", "by something else than texts")
+
+
+def repack(path, data, is_zip):
+    """Replace what describes the tensors."""
+    if not is_zip:
+        with path.open("wb") as file:
+            for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+                pickle.dump(part, file, 2)
+            file.write(data)
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", data)
+        archive.writestr("m/version", "3")
+
+
+def test_a_description_of_any_size_or_length_is_refused(tmp_path):
+    for data in (pickle.dumps({"x" * (9 << 20): 1}, 2), b"\x80\x02}" + b"K\x01" + b"\x85" * 3_000_000 + b"0."):
+        repack(tmp_path / "m.pth", data, True)
+        refused(tmp_path / "m.pth", "is refused: what describes its tensors")
+
+
+def test_compressed_archives_and_entries_of_one_name_are_refused(tmp_path, params):
+    save(tmp_path / "m.pth", params)
+    with (
+        zipfile.ZipFile(tmp_path / "m.pth") as source,
+        zipfile.ZipFile(tmp_path / "c.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry))
+    refused(tmp_path / "c.pth", "packed again with compression")
+    with zipfile.ZipFile(tmp_path / "m.pth", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"again")
+    refused(tmp_path / "m.pth", "of one name|of the same name")
+
+
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path, params):
+    wide = {**params, "emb.weight": torch.zeros(1, 64).expand(32, 64)}
+    torch.save(wide, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"emb\.weight claims more values than the file holds"):
+        load(tmp_path / "m.pth")
+    shared = torch.zeros(64, 64)
+    many = {f"w{i}": shared for i in range(50)}
+    torch.save(many, tmp_path / "n.pth")
+    with pytest.raises(CheckpointError, match="claims more values"):
+        load(tmp_path / "n.pth")
