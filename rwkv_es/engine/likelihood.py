@@ -10,8 +10,13 @@ from torch import Tensor
 
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import Engine, engine_of
+from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
 from rwkv_es.model.weights import Weights
+
+NOT_FINITE = (
+    "the model's logits are not finite: its weights are damaged or overflow; try --dtype fp32, or another checkpoint"
+)
 
 
 class Text(NamedTuple):
@@ -47,8 +52,15 @@ def score(model: Model, texts: Sequence[Text], decoding: Decoding) -> list[Token
 
 
 def chosen(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log probability of the targets (n,) under logits (n,V): (n,) float64."""
-    return torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
+    """Return the log probability of the targets (n,) under logits (n,V): (n,) float64.
+
+    Raises:
+        ConfigError: the logits are not finite.
+    """
+    found = torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
+    if not found.isfinite().all():
+        raise ConfigError(NOT_FINITE)
+    return found
 
 
 def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) -> Iterator[Predicted]:

@@ -49,6 +49,22 @@ def watch_broken(es: ES, counted: StepCounts, members: Members, answers: Answers
         )
 
 
+def watch_unperturbed(counted: StepCounts, which: str, can_speak: bool = True) -> None:
+    """Say on stderr that answers of weights without noise ended because logits were not finite; they score nothing.
+
+    Raises:
+        ConfigError: most answers ended so.
+    """
+    text = f"the logits of {counted.broken:g} of {counted.answers:g} answers of {which} were not finite"
+    if counted.broken > MOST_BROKEN * counted.answers:
+        raise ConfigError(
+            f"{text}: its weights are damaged or overflow. Try --dtype fp32, or another checkpoint; a run goes on from "
+            "an earlier step, with a lower lr, by rwkv-es fork"
+        )
+    if counted.broken and can_speak:
+        print(f"rwkv-es: {text}; they score nothing", file=sys.stderr)
+
+
 def advise_without_signal(config: Config, num_in_a_row: int, rewards: Tensor) -> None:
     """Say loudly what to try, once in a row of steps whose rewards move nothing: rewards (N,P) of the last."""
     if num_in_a_row != NUM_WITHOUT_SIGNAL:

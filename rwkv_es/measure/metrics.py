@@ -47,7 +47,7 @@ class StepCounts(NamedTuple):
     broken: float = 0.0  # answers whose logits were not finite
 
 
-def count(answers: Answers, scores: Scores) -> StepCounts:
+def count(answers: Answers, scores: Scores | None = None) -> StepCounts:
     """Count a process's answers."""
     completions = answers.rollout.completions
     return StepCounts(
@@ -55,8 +55,8 @@ def count(answers: Answers, scores: Scores) -> StepCounts:
         answers.rollout.num_read,
         sum(len(completion.tokens) for completion in completions),
         sum(completion.finish == "stop" for completion in completions),
-        scores.errors,
-        scores.timeouts,
+        scores.errors if scores is not None else 0,
+        scores.timeouts if scores is not None else 0,
         len(answers.broken),
     )
 

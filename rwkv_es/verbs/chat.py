@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.likelihood import NOT_FINITE
 from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, forward, logits, new_state, reset_rows_, unperturbed
@@ -94,7 +95,8 @@ class Conversation:
         """Yield the answer piece by piece; it ends when `is_stopped` says so, and the conversation can go on.
 
         Raises:
-            ConfigError: the vocabulary cannot express the question; nothing has changed then.
+            ConfigError: the vocabulary cannot express the question, and nothing has changed then; or the logits are not
+                finite.
         """
         ids = [*self.unread, *self.speaker.tokenizer.encode(self.rest + self._turn(question))]
         self.unread, self.rest, self.num_turns = ids, "", self.num_turns + 1
@@ -125,6 +127,8 @@ class Conversation:
         speaker = self.speaker
         scores = logits(unperturbed(speaker.model), x)[:, : speaker.tokenizer.n_vocab]
         counter = torch.tensor([[position, self.num_turns, 0, 0]], device=scores.device)
+        if not scores.isfinite().all():
+            raise ConfigError(NOT_FINITE)
         return int(sample(scores, speaker.sampling, counter))
 
     def _stream_(self, x: Tensor, is_stopped: Callable[[], bool]) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -12,12 +13,14 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.es.fitness import combine, has_signal
 from rwkv_es.es.strategy import ES
-from rwkv_es.measure.metrics import as_numbers
+from rwkv_es.measure.health import watch_unperturbed
+from rwkv_es.measure.metrics import as_numbers, count
 from rwkv_es.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Session,
     answer,
+    collect,
     open_scorers,
     open_session,
     warn_if_splits_overlap,
@@ -89,8 +92,9 @@ def examine(config: Config, session: Session, scorers: RewardPool) -> Findings:
 
 def _ask_base(config: Config, session: Session, scorers: RewardPool, problems: Sequence[Problem]) -> Base:
     answers = answer(session, problems, samples=config.samples, scorers=scorers)
-    scores = scorers.collect_()
+    scores = collect(answers, scorers)
     scorers.say_failure_(scores)
+    watch_unperturbed(count(answers, scores), session.base_path.name)
     is_stopped = [completion.finish == "stop" for completion in answers.rollout.completions]
     return Base(as_numbers(scores.rewards), answers.texts, sum(is_stopped) / len(is_stopped))
 
@@ -103,8 +107,13 @@ def _spread(
     es = ES.of(replace(config, sigma=sigma), session.model, session.base)
     members = es.ask(range(NUM_DIRECTIONS))
     answers = answer(session._replace(model=es.model), problems, members, config.samples, scorers)
-    scores = scorers.collect_()
+    scores = collect(answers, scorers)
     scorers.say_failure_(scores)
+    if answers.broken:
+        share = len(answers.broken) / len(answers.texts)
+        print(
+            f"rwkv-es: under sigma {sigma:g} the logits of {share:.0%} of the answers are not finite", file=sys.stderr
+        )
     by_member = torch.tensor(as_numbers(scores.rewards), dtype=torch.float64)
     votes = [vote(text) for text in answers.texts] if config.objective == "maj" else []
     rewards = combine(by_member.reshape(-1, len(problems), config.samples), config.objective, votes)  # (N,P)

@@ -9,6 +9,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.files import append, refuse_existing
+from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count
 from rwkv_es.measure.progress import progress
@@ -79,20 +80,22 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
     problems = session.task.problems(config.split)[: config.eval_size or None]
     with progress(f"{config.task}, greedy", len(problems)) as advance:
         answers = answer(greedy(session), problems, scorers=scorers, advance=advance)
-    first, counted = _score(answers, problems, scorers)
+    name = session.base_path.name
+    first, counted = _score(answers, problems, scorers, name)
     sampled = None
     if config.temperature:
         with progress(f"{config.task}, sampled", len(problems) * config.samples) as advance:
             answers = answer(session, problems, samples=config.samples, scorers=scorers, advance=advance)
-        sampled, more = _score(answers, problems, scorers)
+        sampled, more = _score(answers, problems, scorers, name)
         counted = StepCounts(*(a + b for a, b in zip(counted, more)))
     return Judgement(session.base_path, session.task, first, sampled, counted)
 
 
-def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool) -> tuple[Judged, StepCounts]:
+def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, model: str) -> tuple[Judged, StepCounts]:
     scores = collect(answers, scorers)
     scorers.say_failure_(scores)
-    return Judged(problems, answers.texts, as_numbers(scores.rewards)), count(answers, scores)
+    watch_unperturbed(counted := count(answers, scores), model)
+    return Judged(problems, answers.texts, as_numbers(scores.rewards)), counted
 
 
 def table(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]) -> Iterator[str]:
@@ -123,9 +126,10 @@ def generate(config: Config) -> list[str]:
     """
     session = open_session(config)
     problem = Problem(config.prompt, "")
-    texts = answer(session, [problem], samples=config.samples).texts
-    print("\n\n".join(texts))
-    return texts
+    answers = answer(session, [problem], samples=config.samples)
+    print("\n\n".join(answers.texts))
+    watch_unperturbed(count(answers), session.base_path.name)
+    return answers.texts
 
 
 def _write_samples(path: str, judgements: Sequence[Judgement]) -> None:

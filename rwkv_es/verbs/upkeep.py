@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.measure.console import examples, held_out_line
+from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import StepCounts, count, held_out, ranks_failing
 from rwkv_es.measure.progress import progress
 from rwkv_es.model.weights import BASE
@@ -144,7 +145,9 @@ def hold_out(run: Run) -> float:
     rewards = as_tensor(scores.rewards).reshape(-1, 1)
     rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))
     say_failure(run, ranks_failing(counters), scores)
-    metrics = held_out(rewards[:, 0].tolist(), StepCounts(*counters.sum(0).tolist()))
+    counted = StepCounts(*counters.sum(0).tolist())
+    watch_unperturbed(counted, f"the model after {num_steps} steps", run.cluster.is_leader)
+    metrics = held_out(rewards[:, 0].tolist(), counted)
     if run.ledger is not None:
         note(run, num_steps, metrics)
         print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)

@@ -1,20 +1,28 @@
 """What a step's answers say about a run: missing rewards, advice, and when to stop."""
 
+import io
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from jobs import arguments
 
+import rwkv_es
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import Rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
-from rwkv_es.measure.health import advise_without_signal, watch_broken
+from rwkv_es.measure.health import advise_without_signal, watch_broken, watch_unperturbed
 from rwkv_es.measure.metrics import StepCounts
+from rwkv_es.model.checkpoint import load, save
 from rwkv_es.run.record import read_steps
 from rwkv_es.session import Answers
+
+TINY = Path(rwkv_es.__file__).parent / "tiny" / "rwkv7-tiny.pth"
 
 
 @pytest.fixture
@@ -107,3 +115,45 @@ def test_mirrored_members_alike_are_no_signal_whatever_their_fitness(tmp_path, c
     options = {"reward": f"{tmp_path}/one.py:one", "fitness": "raw", "eval_every": 0, "steps": 3}
     assert main(arguments(tmp_path / "run", **options)) == 0
     assert "3 STEPS IN A ROW WITHOUT SIGNAL" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """The embedded model with finite weights whose logits overflow."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    params, _ = load(TINY)
+    larger = {name: params[name] * 1e20 for name in ("ln_out.weight", "head.weight")}
+    save(folder / "huge.pth", {**params, **larger})
+    shutil.copy(TINY.with_name("rwkv7-tiny.tokenizer.json"), folder / "tokenizer.json")
+    (folder / "text.txt").write_text("1+2=3")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval {}/huge.pth --eval-size 2 --max-new 4",
+        "eval {}/huge.pth --eval-size 2 --max-new 4 --temperature 1",
+        "eval {}/huge.pth --text {}/text.txt",
+        "generate 1+2= --model {}/huge.pth --template raw",
+        "doctor {}/huge.pth --eval-size 2 --prompts 2 --max-new 4",
+        "train --model {}/huge.pth --population 4 --prompts 2 --max-new 4 --eval-size 2 --run {}/run --tracker none",
+        "chat {}/huge.pth --template raw",
+    ],
+)
+def test_a_model_whose_logits_are_not_finite_is_named_by_every_command(overflowing, command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1+2="))
+    code = main(
+        [*command.format(*[overflowing] * 2).split(), *(["--reward-workers", "0"] if "size" in command else [])]
+    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite" in error and "--dtype fp32" in error and "Traceback" not in error
+    assert code == (0 if command.startswith("chat") else 2), "a conversation can go on"
+
+
+def test_a_few_answers_of_a_model_without_noise_are_said_and_go_on(capsys):
+    watch_unperturbed(StepCounts(10, 0, 0, 0, 0, 0, 5), "m.pth")
+    assert "5 of 10 answers of m.pth were not finite; they score nothing" in capsys.readouterr().err
+    watch_unperturbed(StepCounts(10, 0, 0, 0, 0, 0, 0), "m.pth")
+    watch_unperturbed(StepCounts(10, 0, 0, 0, 0, 0, 5), "m.pth", False)
+    assert capsys.readouterr().err == ""
