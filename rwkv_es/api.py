@@ -11,6 +11,7 @@ from typing import Any
 from rwkv_es.config.options import Config, build
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
+from rwkv_es.files import refuse_existing
 from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task
@@ -90,6 +91,7 @@ def export(weights: ES | str | Path, out: str | Path = "") -> Path:
     source = weights.model.source
     if source is None:
         raise ConfigError("the model was not loaded from a file, so there is no layout to export to; use load_model")
+    refuse_existing(Path(out))
     return exporting.export_params(weights.weights(), source, Path(out))[0]
 
 

@@ -19,9 +19,9 @@ def weights_of(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     base = Path(read_config(run)[PROVENANCE]["base"])
     found: dict[str, Any] = {"model": str(_weights(run, base))}
-    beside = base.with_name(f"{model_name(base)}.tokenizer.json")
-    if options.get("tokenizer", "auto") == "auto" and beside.is_file():
-        found["tokenizer"] = str(beside)
+    for name in (f"{model_name(base)}.tokenizer.json", "tokenizer.json"):
+        if options.get("tokenizer", "auto") == "auto" and "tokenizer" not in found and base.with_name(name).is_file():
+            found["tokenizer"] = str(base.with_name(name))
     return found
 
 

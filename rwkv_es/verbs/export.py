@@ -1,5 +1,6 @@
 """`rwkv-es export`: a run's weights as a file that every RWKV program loads, laid out exactly like the base."""
 
+import os
 import shutil
 import sys
 from contextlib import nullcontext
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_es.config.options import PROVENANCE, Config
+from rwkv_es.config.options import PROVENANCE, Config, model_name
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import checksum
 from rwkv_es.files import writing
@@ -38,37 +39,43 @@ def export(config: Config) -> Path:
     base = Path(options[PROVENANCE]["base"])
     out = Path(config.out) if config.out else default_export(run, base)
     is_own = out.absolute() == default_export(run, base).absolute()
-    if not is_own and out.exists():
-        raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
+    tokenizer = _tokenizer(options.get("tokenizer", "auto"), base)
+    if not is_own:
+        _refuse_replacing(out, tokenizer)
+    _refuse_suffix(out)
     sha256 = options[PROVENANCE]["base_sha256"]
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
     with making(run, _outputs(out)) if is_own else nullcontext():
-        written = export_params(snapshot.params, base, out)
+        written = export_params(
+            snapshot.params, base, out, tokenizer=tokenizer, was_rounded=options.get("dtype") != "fp32"
+        )
     for path in written:
         print(f"wrote {path} (weights after {snapshot.step} steps)")
     return out
 
 
-def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path]:
+def export_params(
+    params: checkpoint.Params, base: Path, out: Path, *, tokenizer: Path | None = None, was_rounded: bool = True
+) -> list[Path]:
     """Write weights with exactly the base file's keys, order, shapes and dtypes. Returns the files written.
 
-    An initial state that the base does not have goes to <out>-state.pth (fp32); a tokenizer JSON beside the base
-    comes along as <out>.tokenizer.json.
+    An initial state that the base does not have goes to <out>-state.pth (fp32); a tokenizer JSON comes along as
+    <out>.tokenizer.json. What has not moved leaves with the base's own bits, even where it was trained in bf16
+    (`was_rounded`: it may have been).
 
     Raises:
         ConfigError: `out` is the base, has the wrong suffix, or cannot be written.
         CheckpointError: the weights do not fit the base.
     """
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"an exported file must end in {' or '.join(_SUFFIXES)}; got {str(out)!r}")
+    _refuse_suffix(out)
     if out.resolve() == base.resolve():
         raise ConfigError(f"{out} is the base checkpoint, which stays as it is; choose another --out")
-    weights, state = _as_base(params, base)
+    weights, state = _as_base(params, base, was_rounded)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = _copy_tokenizer(base, out)
+        written = _copy_tokenizer(tokenizer or _tokenizer("auto", base), out)
         if state:
             written.append(out.with_name(f"{out.stem}-state.pth"))
             checkpoint.save(written[-1], state)
@@ -79,6 +86,27 @@ def export_params(params: checkpoint.Params, base: Path, out: Path) -> list[Path
 def _outputs(out: Path) -> list[Path]:
     """Return what an export may write: the weights, the tokenizer, the initial state."""
     return [out, *(out.with_name(out.stem + end) for end in (".tokenizer.json", "-state.pth"))]
+
+
+def _refuse_suffix(out: Path) -> None:
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(f"an exported file must end in {' or '.join(_SUFFIXES)}; got {str(out)!r}")
+
+
+def _refuse_replacing(out: Path, tokenizer: Path | None) -> None:
+    """Refuse to write over anything but the tokenizer that is written anyway."""
+    for path in _outputs(out):
+        is_same = path.exists() and tokenizer is not None and tokenizer.exists() and path.samefile(tokenizer)
+        if os.path.lexists(path) and not is_same:
+            raise ConfigError(f"{path} exists already; choose another --out, or remove it first")
+
+
+def _tokenizer(option: str, base: Path) -> Path | None:
+    """Return the tokenizer JSON that a run was made with: the one that was named, or one beside the base."""
+    if option not in ("auto", "world"):
+        return Path(option)
+    beside = (base.with_name(f"{model_name(base)}.tokenizer.json"), base.with_name("tokenizer.json"))
+    return next((path for path in beside if path.exists()), None) if option == "auto" else None
 
 
 def _refuse_another_base(base: Path, sha256: str, what: str) -> None:
@@ -127,7 +155,7 @@ def _before_training(base: Path, sha256: str, state: str) -> Snapshot:
     return Snapshot(0, {**params, **(checkpoint.load_state(state, arch) if state else {})}, {})
 
 
-def _as_base(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, checkpoint.Params]:
+def _as_base(params: checkpoint.Params, base: Path, was_rounded: bool) -> tuple[checkpoint.Params, checkpoint.Params]:
     """Split params into weights laid out like the base file, and an initial state that it does not have."""
     if not base.exists():
         print(f"rwkv-es: {base} is gone, so its dtypes are unknown: they are exported as trained", file=sys.stderr)
@@ -137,23 +165,29 @@ def _as_base(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, 
     state = {name: params[name].float() for name in params if name not in layout and STATE.fullmatch(name)}
     if different := (set(params) - set(state)) ^ set(layout):
         raise CheckpointError(f"the trained weights and {base} differ in the tensors {', '.join(sorted(different))}")
-    return {name: _fit(name, params[name], like) for name, like in layout.items()}, state
+    return {name: _fit(name, params[name], like, was_rounded) for name, like in layout.items()}, state
 
 
-def _fit(name: str, trained: Tensor, like: Tensor) -> Tensor:
-    """Return a trained tensor in the base's dtype, which is rounded to from fp32."""
+def _fit(name: str, trained: Tensor, like: Tensor, was_rounded: bool) -> Tensor:
+    """Return a trained tensor in the base's dtype, rounded to from fp32; the base's own bits where nothing moved."""
     if trained.shape != like.shape:
         raise CheckpointError(f"{name} is {tuple(trained.shape)} in the run, but {tuple(like.shape)} in the base")
-    fitted = moved(trained, like) if trained.dtype == torch.int8 else trained.to("cpu", like.dtype)
+    if trained.dtype == torch.int8:
+        fitted = moved(trained, like)
+    else:
+        fitted = trained.to("cpu", like.dtype)
+        if was_rounded and like.dtype != torch.bfloat16:
+            start = like.bfloat16().to(trained.dtype)
+            fitted = torch.where(trained.cpu() == start, like, fitted)
     if not fitted.isfinite().all():
         raise CheckpointError(f"{name} is not finite in {like.dtype}; export an earlier snapshot, or train gentler")
     return fitted
 
 
-def _copy_tokenizer(base: Path, out: Path) -> list[Path]:
+def _copy_tokenizer(source: Path | None, out: Path) -> list[Path]:
     target = out.with_name(f"{out.stem}.tokenizer.json")
-    for source in (base.with_name(f"{base.stem}.tokenizer.json"), base.with_name("tokenizer.json")):
-        if source.exists():
-            shutil.copyfile(source, target)
-            return [target]
-    return []
+    if source is None or not source.exists():
+        return []
+    if not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)
+    return [target]

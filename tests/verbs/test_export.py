@@ -1,19 +1,22 @@
 """What leaves a run: exactly the base's layout, and nothing written over."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from layered import layers
 
-from rwkv_es.config.options import Config, to_dict
+from rwkv_es.config.options import Config, build, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.es.update import checksum
-from rwkv_es.model.checkpoint import load
+from rwkv_es.model.checkpoint import load, resolve
+from rwkv_es.reward.adapters import scorer_of
 from rwkv_es.run.ledger import Ledger, default_export
 from rwkv_es.verbs.export import export, export_params
+from rwkv_es.verbs.train import train
 
 NAME = "rwkv7-g1j-0.1b-20260831-ctx4096.pth"
 
@@ -181,3 +184,62 @@ def test_without_its_base_a_run_is_exported_as_trained(run, tmp_path, capsys):
 
 def test_the_default_name_keeps_the_dots_of_an_official_name():
     assert default_export(Path("runs/a"), Path("/m") / NAME) == Path("runs/a") / NAME
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"master": "stochastic"}, {"quantize": "int8"}, {"dtype": "fp32"}], ids=str)
+def test_what_was_no_target_leaves_with_the_bases_bits_in_any_dtype(tmp_path, stored, options):
+    base = tmp_path / "base.pth"
+    params, _ = load(resolve("tiny"))
+    exact = {name: (tensor * (1 + 2**-9)).to(stored) for name, tensor in params.items()}  # no numbers of bf16
+    torch.save(exact, base)
+    target = "blocks.0.att.key.weight"
+    small = {"population": 4, "prompts": 2, "steps": 1, "max_new": 6, "sigma": 0.05, "lr": 0.05, "eval_every": 0}
+    kept = {
+        "tokenizer": str(resolve("tiny").with_name("rwkv7-tiny.tokenizer.json")),
+        "reward_workers": 0,
+        "tracker": "none",
+    }
+    config = build(
+        {
+            **small,
+            **kept,
+            "dtype": "bf16",
+            **options,
+            "model": str(base),
+            "run": str(tmp_path / "run"),
+            "targets": {target: 1},
+        }
+    )
+    turns = count()
+    train(config, scorer=scorer_of(lambda problem, text: float(next(turns) % 3), None, "task"))  # some signal
+    out = read(export(Config(run=str(tmp_path / "run"), weights="last")))
+    assert [name for name in exact if not torch.equal(out[name].view(torch.uint8), exact[name].view(torch.uint8))] == [
+        target
+    ]
+
+
+def test_nothing_beside_the_exported_file_is_replaced(run, tmp_path):
+    (run.parent / "models" / "tokenizer.json").write_text("{}")
+    for name in ("new.tokenizer.json", "new-state.pth"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(ConfigError, match=f"{name} exists already"):
+            export(Config(run=str(run), out=str(tmp_path / "new.pth")))
+        assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "new.pth").exists()
+        (tmp_path / name).unlink()
+
+
+def test_a_tokenizer_that_is_there_already_stays(run, tmp_path):
+    beside = run.parent / "models" / f"{NAME.removesuffix('.pth')}.tokenizer.json"
+    beside.write_text("{}")
+    out = beside.with_name(f"{NAME.removesuffix('.pth')}.safetensors")
+    assert export(Config(run=str(run), out=str(out))) == out and beside.read_text() == "{}"
+
+
+def test_the_tokenizer_that_the_run_was_made_with_comes_along(run, tmp_path):
+    (run.parent / "models" / "tokenizer.json").write_text("other")
+    (tmp_path / "good.json").write_text("good")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("tokenizer: auto", f"tokenizer: {tmp_path / 'good.json'}"))
+    export(Config(run=str(run), out=str(tmp_path / "a.pth")))
+    assert (tmp_path / "a.tokenizer.json").read_text() == "good"
