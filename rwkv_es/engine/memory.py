@@ -44,6 +44,7 @@ class Load(NamedTuple):
     is_cut: bool = False  # by top_p or top_k
     saved_per_slot: int = 0  # states of prefixes that several requests share
     device: str = "cpu"  # or "cuda"
+    card: int = 0  # bytes of the GPU; 0: plenty
 
 
 class Memory(NamedTuple):
@@ -136,10 +137,11 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
     rows, state, is_cpu = padded(load.slots, ROWS_AT_ONCE), state_bytes(arch, load), load.device == "cpu"
     pairs = -(-load.population // (2 * load.processes))
     update = _update(load, sums)
+    has_room = not load.card or masters_have_room(sums.masters // 2, load.card - _DEVICE_PROGRAM - sums.weights)
     return Memory(
         program=_PROGRAM_MEASURED + _ENGINE_MEASURED[load.engine] if is_cpu else _DEVICE_PROGRAM,
         weights=sums.weights,
-        masters=sums.masters if is_cpu else sums.masters // 2,
+        masters=sums.masters if is_cpu else sums.masters // 2 if has_room else 0,
         optimizer=4 * MOMENTS[load.optimizer] * sums.entries,
         factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
@@ -148,7 +150,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
         update=max(update, sums.copies) if is_cpu else update,
-        host=0 if is_cpu else _PROGRAM_MEASURED,
+        host=0 if is_cpu else _PROGRAM_MEASURED + sums.masters + sums.copies,  # while a snapshot is made
     )
 
 
@@ -175,6 +177,11 @@ def most_slots(
         middle = (low + high) // 2
         low, high = (middle, high) if memory(middle).peak <= free else (low, middle)
     return low * ROWS_AT_ONCE, memory(max(low, 1))
+
+
+def masters_have_room(parts: int, free: int) -> bool:
+    """Say whether a GPU with so much left beside the weights holds the masters' parts; else they are on the host."""
+    return 3 * parts <= free
 
 
 def state_bytes(arch: Arch, load: Load) -> int:
@@ -204,10 +211,9 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
 
 
 def _bytes_per_logit(load: Load) -> int:
-    """Logits in fp32, before that in the engine's dtype; sampling works in double precision."""
-    own = 0 if load.dtype == "fp32" else BYTES[load.dtype]
-    sampling = 0 if not load.temperature else 56 if load.is_cut else 33
-    return 4 + own + sampling
+    """Logits in fp32; sampling works in double precision, but for a kernel that keeps nothing."""
+    is_in_place = not load.temperature or (load.engine == "triton" and not load.is_cut)
+    return 4 + (0 if is_in_place else 56 if load.is_cut else 33)
 
 
 def _update(load: Load, sums: _Sums) -> int:

@@ -58,7 +58,7 @@ class Masters(Mapping[str, Tensor]):
             held.copy_(rest)
         else:
             held.copy_(values)
-            weights.copy_(values)
+            weights.copy_(values if weights.device.type == "cpu" else split(values.to(weights.device))[0])
 
 
 class Exact(Mapping[str, Tensor]):

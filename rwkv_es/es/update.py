@@ -26,6 +26,7 @@ except ImportError:  # numba is missing or does not fit the installed numpy
 
 _VALUES_PER_CHUNK = 1 << 22  # of the factors drawn at once: whatever the number of processes, in the same order
 _VALUES_ELSEWHERE = 1 << 27  # the same on a GPU
+_SHARE_OF_MASTERS = 3  # they may take the third part of a GPU's memory that the weights leave
 _FEWEST = 64  # directions in a chunk
 _ENTRIES_PER_CHUNK = 1 << 20
 _ENTRIES_PER_SLAB = 1 << 22  # of a matrix; a step holds some five slabs in fp32
@@ -77,8 +78,15 @@ class Updater:
         self.params, self.scales, self.rule, self.base = model.params, model.scales, rule, base
         self.names, self.device = names, model.like.device
         low = [name for name in names if self.params[name].dtype == torch.bfloat16 and rule.master == "fp32"]
-        self.master = Masters(self.params, low, in_parts=_is_elsewhere(self.device))
+        self.master = Masters(self.params, low, in_parts=self._has_room(low))
         self.optimizers = {} if rule.optimizer == "sgd" else {name: _optimizer(rule, self.device) for name in names}
+
+    def _has_room(self, low: Sequence[str]) -> bool:
+        """Say whether the masters' parts go where the weights are, on a GPU; see `engine.memory.masters_have_room`."""
+        if self.device.type != "cuda":
+            return _is_elsewhere(self.device)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return _SHARE_OF_MASTERS * sum(2 * self.params[name].numel() for name in low) <= free
 
     def step_(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
         """Apply `W += lr * multiplier * g` (or the optimiser's version of it) to every target, in place.

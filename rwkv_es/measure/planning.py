@@ -91,7 +91,7 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
         config.max_new or longest_answer(config),
         config.prompts * config.samples,
     )
-    load = load_of(config, header, targets, device.kind, processes)
+    load = load_of(config, header, targets, device.kind, processes)._replace(card=device.memory)
     free = device.memory or 1 << 62
     most, _ = most_slots(free, header.arch, targets, load)
     widest, _ = most_slots(free, header.arch, targets, load, rows_per_member=1)
@@ -123,7 +123,7 @@ def load_of(config: Config, header: Header, targets: dict[str, Target], kind: st
     """Return what the options ask of one process on a CPU ("cpu") or a GPU ("cuda")."""
     dtype = config.dtype
     if dtype == "auto":
-        dtype = "fp32" if kind == "cpu" or header.dtype == "fp16" else header.dtype
+        dtype = "fp32" if kind == "cpu" else "bf16" if header.dtype == "fp16" else header.dtype
     return Load(
         slots=config.slots,
         population=config.population,
@@ -212,6 +212,7 @@ def _most_with(plan: Plan, texts: tuple[str, ...]) -> int:
     config = replace(plan.config, **values)
     targets = targets_of(plan.header.arch, config.targets, config.rank)
     load = load_of(config, plan.header, targets, plan.device.kind, plan.load.processes)
+    load = load._replace(card=plan.device.memory)
     return most_slots(plan.device.memory, plan.header.arch, targets, load)[0]
 
 
