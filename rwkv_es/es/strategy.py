@@ -155,7 +155,8 @@ class ES:
             if found != step.checksum:
                 raise CheckpointError(
                     f"the weights rebuilt for step {step.step} have the checksum {found}, not {step.checksum} as in "
-                    "the ledger; the base checkpoint, a snapshot or the ledger was changed, or the device differs"
+                    "the ledger; the base checkpoint, a snapshot or the ledger was changed, or the device or its "
+                    "linear algebra library differs (steps of version 0.1.0 on an Intel CPU: set MKL_CBWR=OFF)"
                 )
             yield step
 
