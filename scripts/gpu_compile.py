@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,22 @@ def report(architecture: str, sizes: Sizes) -> list[dict[str, Any]]:
 
 def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
     """Call each kernel with operands of these sizes."""
+    for call in calls_of(sizes, rows, device).values():
+        call()
+
+    def of(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=sizes.dtype, device=device)
+
+    call_loop(sizes, rows, device)
+    directions = torch.zeros(8, dtype=torch.int64, device=device)
+    noise_kernels.fill_from_table(of(8, sizes.ffn), 0, directions, (1, 2, 3), of(256))
+    values = torch.zeros(4096, device=device)
+    noise_kernels.round_to_bf16(values.bfloat16(), values, 0, 1, (2, 3))
+    noise_kernels.move_on_grid(values.to(torch.int8), values, 0, 1, (2, 3))
+
+
+def calls_of(sizes: Sizes, rows: int, device: str) -> dict[str, Callable[[], None]]:
+    """Return a call of each of a layer's kernels."""
     kernels, c = layer_kernels, sizes.dim
     noise = layer_noise(sizes, rows, device)
 
@@ -89,18 +106,15 @@ def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
     layer = kernels.LayerVectors(of(2, 2, c), of(6, c), of(8, c), of(c))
     work = kernels.Work(of(6, rows, c), of(7, rows, c), of(rows, c))
     x, shift, state = of(rows, c), of(rows, c), torch.zeros(rows, c // 64, 64, 64, dtype=sizes.state, device=device)
-    kernels.norm_and_mix(x, shift, layer, work.mixed, noise)
-    kernels.activate_pairs(*(of(rows, width) for width in sizes.halves), noise)
-    kernels.update_state(state, work, layer, False, noise)
-    kernels.norm_and_shift(x, shift, layer, work.mixed[0], noise)
-    kernels.square_relu(of(rows, sizes.ffn), noise)
-    kernels.add_ffn_value(x, noise)
-    call_loop(sizes, rows, device)
-    directions = torch.zeros(8, dtype=torch.int64, device=device)
-    noise_kernels.fill_from_table(of(8, sizes.ffn), 0, directions, (1, 2, 3), of(256))
-    values = torch.zeros(4096, device=device)
-    noise_kernels.round_to_bf16(values.bfloat16(), values, 0, 1, (2, 3))
-    noise_kernels.move_on_grid(values.to(torch.int8), values, 0, 1, (2, 3))
+    halves, hidden = [of(rows, width) for width in sizes.halves], of(rows, sizes.ffn)
+    return {
+        "norm_and_mix": lambda: kernels.norm_and_mix(x, shift, layer, work.mixed, noise),
+        "activate_pairs": lambda: kernels.activate_pairs(*halves, noise),
+        "update_state": lambda: kernels.update_state(state, work, layer, False, noise),
+        "norm_and_shift": lambda: kernels.norm_and_shift(x, shift, layer, work.mixed[0], noise),
+        "square_relu": lambda: kernels.square_relu(hidden, noise),
+        "add_ffn_value": lambda: kernels.add_ffn_value(x, noise),
+    }
 
 
 def call_loop(sizes: Sizes, rows: int, device: str) -> None:

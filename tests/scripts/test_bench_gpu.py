@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import interpreted  # noqa: F401  skips these tests where Triton is missing
+import pytest
 from places import ROOT
 
 
@@ -19,3 +20,18 @@ def test_the_host_loop_is_timed_with_texts_that_end():
     (found,) = run("bench_gpu_host.py", "--slots", "16", "--new", "24", "--requests", "64", "--samples", "2")
     assert found["requests"] == 64 and 0 < found["stopped_by_string"] < 64
     assert found["full_ticks"] > 0 and found["host_ms_per_full_tick"] > 0
+
+
+SHORT = ("ceilings", "products", "kernels", "update", "noise", "sampling", "host")
+
+
+@pytest.mark.parametrize("cases", [SHORT, pytest.param((), marks=pytest.mark.slow)])
+def test_the_gpus_bench_runs_dry(cases):
+    """A small model in Triton's interpreter; what it says of bits holds there too."""
+    found = run("bench_gpu.py", "--tiny", *cases)
+    assert {line["case"] for line in found} >= {*SHORT, *(() if cases else ("check", "ticks", "step"))}
+    assert all({"name", "measured", "unit", "card"} <= line.keys() for line in found)
+    if not cases:
+        judged = {line["name"]: line["measured"] for line in found if line["case"] == "check"}
+        assert judged["tokens of graphs and of plain calls are equal"] == judged["and of half as many slots"] == 1
+        assert judged["logits against plain torch, relative"] < 0.06
