@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # this module is imported before torch is
 
 MULTIPLES = (8, 16, 32, 64)  # of rows in a product, the least first: with 1, 2 or 5 rows, BLAS takes different paths
 _MODE = "MKL_CBWR"
+_AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}  # without one of them MKL ignores the mode
+_AVX2 = {"avx2", "fma"}
 _FEW = 256  # a prompt is read in up to so many rows, whatever the slots
 _SAMPLE = 1 << 19  # entries of a large matrix that are tried with all numbers of rows; a few numbers meet the whole
 
@@ -51,7 +53,7 @@ def choose_blas_mode() -> None:
     It is read when torch is loaded: to be called at the start of a program, not by a library.
     """
     if _MODE not in os.environ and "torch" not in sys.modules and (flags := _cpu_flags()):
-        best = "AVX512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+        best = "AVX512" if flags >= _AVX512 else "AVX2" if flags >= _AVX2 else ""
         if best:
             os.environ[_MODE] = f"{best},STRICT"
 
@@ -113,7 +115,7 @@ def advice(verdict: Verdict) -> str:
     """Return a note for the user; "" if there is none."""
     what = []
     if verdict.by_rows:
-        what.append(f"how many rows are computed together (seen in {verdict.by_rows[0]})")
+        what.append(f"how many texts are computed together (seen in {verdict.by_rows[0]})")
     if verdict.by_threads:
         what.append(f"the number of threads (seen in {verdict.by_threads})")
     if not what:

@@ -97,6 +97,18 @@ def test_processes_slots_and_threads_change_no_bit(alone, tmp_path, slots, threa
 
 
 @pytest.mark.promise
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_four_processes_with_fewer_requests_than_slots_are_one(tmp_path, engine):
+    options = {"engine": engine, "population": 24, "steps": 3, "eval_every": 0}
+    assert main(arguments(tmp_path / "one", **options)) == 0
+    codes, outputs = run_together(4, arguments(tmp_path / "run", **options))
+    assert codes == [0] * 4, outputs
+    assert checksums(tmp_path / "run") == checksums(tmp_path / "one")
+    assert len(set(checksums(tmp_path / "run"))) > 1
+
+
+@pytest.mark.promise
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     options = {"optimizer": "adam", "eval_every": 0}
     assert main(arguments(tmp_path / "run", steps=3, **options)) == 0  # the last step is behind the last snapshot
