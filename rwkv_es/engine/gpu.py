@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.batch import MULTIPLES
-from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack
+from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack, share_block_
 from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new_state
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
@@ -231,11 +231,18 @@ def _layer(params: Params, i: int) -> Layer:
 
 
 def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
+    """Lay a layer's factors side by side. In bf16 it is then held once: `factors` become views."""
     kernels, device = _kernels(), model.like.device
     packed = pack(factors, i, kernels.MATRICES, _ALIGNED)
-    block = packed.block if packed.block is not None else torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
-    layout = kernels.layout_of(block.shape[1], block.shape[2], packed.place)
-    return Perturbation(block, torch.tensor(packed.scale, device=device), layout)
+    if factors is None or packed.block is None:
+        nothing = torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
+        return Perturbation(
+            nothing, torch.zeros(len(kernels.MATRICES), device=device), kernels.layout_of(1, 1, packed.place)
+        )
+    if model.like.dtype == torch.bfloat16:
+        share_block_(factors, i, kernels.MATRICES, packed)
+    layout = kernels.layout_of(packed.block.shape[1], packed.block.shape[2], packed.place)
+    return Perturbation(packed.block, torch.tensor(packed.scale, device=device), layout)
 
 
 @contextmanager

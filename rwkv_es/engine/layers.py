@@ -81,6 +81,18 @@ def pack(factors: Factors | None, i: int, matrices: Sequence[str], multiple: int
     return PackedFactors(torch.cat(sides, 2) if sides else None, place, scale)
 
 
+def share_block_(factors: Factors, i: int, matrices: Sequence[str], packed: PackedFactors) -> None:
+    """Make the factors of layer i, in place, views of the block that they were packed into: they are held once."""
+    assert packed.block is not None
+    for m, matrix in enumerate(matrices):
+        name = f"blocks.{i}.{matrix}"
+        if name not in factors.scale:
+            continue
+        into, out = (factors.b, factors.a) if name.endswith(".weight") else (factors.a, factors.b)
+        for side, start in ((into, packed.place[m]), (out, packed.place[len(matrices) + m])):
+            side[name] = packed.block[:, :, start : start + side[name].shape[1]].mT
+
+
 def half_widths(model: Model) -> list[int]:
     """Return the ranks of the low-rank pairs w, a, v, g: how wide a row is between their halves."""
     pairs = [model.params.get(f"blocks.{model.arch.n_layer - 1}.att.{letter}1") for letter in "wavg"]

@@ -146,7 +146,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
         factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
         saved=min(load.saved_per_slot * load.slots, most_saved(load.slots)) * state,
-        packed=2 * pairs * sums.packed if load.engine in _FUSED else 0,
+        packed=0 if _is_held_once(load) else 2 * pairs * sums.packed,
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
         update=max(update, sums.copies) if is_cpu else update,
@@ -182,6 +182,11 @@ def most_slots(
 def masters_have_room(parts: int, free: int) -> bool:
     """Say whether a GPU with so much left beside the weights holds the masters' parts; else they are on the host."""
     return 3 * parts <= free
+
+
+def _is_held_once(load: Load) -> bool:
+    """Say whether there is no second copy of the factors, side by side in bf16 as the fused kernels read them."""
+    return load.engine not in _FUSED or (load.engine == "triton" and load.dtype == "bf16")
 
 
 def state_bytes(arch: Arch, load: Load) -> int:

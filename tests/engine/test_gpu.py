@@ -462,6 +462,22 @@ def test_nothing_is_held_of_a_state_that_another_one_follows(tmp_path):
     assert [shift() is None for shift in shifts] == [True, True, False]
 
 
+def test_factors_in_bf16_are_held_once(tmp_path):
+    """They become views of the block that the kernels read, with the values that they had."""
+    _, model = tiny(tmp_path, 2, dtype=torch.bfloat16)
+    factors, weights = perturbed(model, {"matrices": 1.0, "head.weight": 1.0}, 3, [0, 1, 5, 4, 2, 2, 3, 0])
+    before = [{name: factor.clone() for name, factor in side.items()} for side in (factors.a, factors.b)]
+    expected, _ = decode(torch_engine, model, tokens_of(8, 1), weights)
+    for _ in range(2):  # rollouts follow one another
+        engine = gpu.GpuEngine(model, factors, 8, None)
+        blocks = {noise.block.untyped_storage().data_ptr() for noise in engine.noise}
+        for side, values in zip((factors.a, factors.b), before):
+            for name, factor in side.items():
+                assert torch.equal(factor, values[name])
+                assert (factor.untyped_storage().data_ptr() in blocks) == name.startswith("blocks.")
+    assert torch.equal(decode(torch_engine, model, tokens_of(8, 1), weights)[0], expected)
+
+
 def test_completions_equal_the_torch_engine(tmp_path):
     """Sampled tokens differ only where rounding decides between two; here none does."""
     model = on_device(make_model(tmp_path, 1, 64, V))
