@@ -10,10 +10,10 @@ If shifts and state have one row, it reads all the rows of x as its tokens, one 
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from rwkv_es.engine.vectors import LANES, add, fma, load, load_bf16, mul, splat, store, sub, total
+from rwkv_es.noise.compiled import compiled
 
 MATRICES = (
     *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
@@ -61,9 +61,9 @@ _LOG_DECAY = np.float32(-0.606531)
 HEADS_AT_ONCE = 64  # or those of one row, if it has more
 
 # Without numba's counting of references (_nrt) a slice costs nothing; the kernels then may not allocate.
-_OPTIONS: Any = {"nogil": True, "fastmath": True, "cache": True, "error_model": "numpy", "_nrt": False}
-_kernel = numba.njit(**_OPTIONS)
-_inline = numba.njit(inline="always", **_OPTIONS)
+_OPTIONS: Any = {"nogil": True, "fastmath": True, "error_model": "numpy", "_nrt": False}
+_kernel = compiled(**_OPTIONS)
+_inline = compiled(inline="always", **_OPTIONS)
 
 
 @_inline

@@ -22,7 +22,7 @@ from rwkv_es.noise.lowrank import weighted_sum, weighted_sum_in_parts
 try:
     from rwkv_es.noise.rounding import round_to_bf16
 except ImportError:  # numba is missing or does not fit the installed numpy
-    round_to_bf16 = None  # type: ignore[assignment]
+    round_to_bf16 = None
 
 _VALUES_PER_CHUNK = 1 << 22  # of the factors drawn at once: whatever the number of processes, in the same order
 _VALUES_ELSEWHERE = 1 << 27  # the same on a GPU

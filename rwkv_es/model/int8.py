@@ -16,7 +16,7 @@ from rwkv_es.noise.factors import gpu_kernels, philox
 try:
     from rwkv_es.noise.rounding import move_on_grid
 except ImportError:  # numba is missing or does not fit the installed numpy
-    move_on_grid = None  # type: ignore[assignment]
+    move_on_grid = None
 
 LEVELS = 127  # of either sign
 _ROW_MULTIPLE = 8  # blocks of rows are multiples of this, so that products and noise meet the same borders

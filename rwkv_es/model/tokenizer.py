@@ -1,6 +1,7 @@
 """Text to token ids and back: RWKV World, or any Hugging Face `tokenizers` JSON; and where a completion stops."""
 
 import importlib.util
+import sys
 import unicodedata
 from ast import literal_eval
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from rwkv_es.config.options import model_name
 from rwkv_es.errors import ConfigError
 from rwkv_es.texts import read_text
 
@@ -134,13 +136,65 @@ def load_tokenizer(spec: str, model_path: Path, n_vocab: int) -> Tokenizer:
         ConfigError: none is found, it cannot be read, or it has more ids than the model (n_vocab).
     """
     if spec == "auto":
-        spec = _find(model_path, n_vocab)
+        return _beside(model_path, n_vocab)
     tokenizer: Tokenizer = _world() if spec == "world" else JsonTokenizer(Path(spec))
+    _check_size(tokenizer, spec, n_vocab)
+    return tokenizer
+
+
+def _beside(model_path: Path, n_vocab: int) -> Tokenizer:
+    """Return the tokenizer that lies beside a model, or World for a model of its size.
+
+    One under the model's own name is trusted. A bare tokenizer.json may belong to another model of the folder: it has
+    to fit the model's head.
+    """
+    own, bare = model_path.with_name(f"{model_name(model_path)}.tokenizer.json"), model_path.with_name("tokenizer.json")
+    if own.is_file():
+        tokenizer = JsonTokenizer(own)
+        _check_size(tokenizer, str(own), n_vocab)
+        return tokenizer
+    found = JsonTokenizer(bare) if bare.is_file() else None
+    if found is not None and _fits(found.n_vocab, n_vocab):
+        return found
+    if n_vocab == WORLD_HEAD:
+        if found is not None:
+            print(
+                f"rwkv-es: note: {bare} has {found.n_vocab} ids and does not fit the model's {n_vocab}, so World is "
+                "taken; --tokenizer names another one",
+                file=sys.stderr,
+            )
+        return _world()
+    if found is not None:
+        raise ConfigError(
+            f"{bare} has {found.n_vocab} ids, but the model {n_vocab}: it seems to belong to another model; name the "
+            "right one with --tokenizer"
+        )
+    raise ConfigError(
+        f"no tokenizer for a vocabulary of {n_vocab}: put {own.name} beside the model, or name one with --tokenizer"
+    )
+
+
+def _fits(num_ids: int, n_vocab: int) -> bool:
+    """Say whether a model's head is as large as a vocabulary, or that rounded up to a multiple of at most 128."""
+    return any(-(-num_ids // multiple) * multiple == n_vocab for multiple in (1, 8, 16, 32, 64, 128))
+
+
+def _check_size(tokenizer: Tokenizer, name: str, n_vocab: int) -> None:
+    """Refuse a vocabulary that is larger than the model's; say where it is much smaller.
+
+    Raises:
+        ConfigError: it is larger.
+    """
     if tokenizer.n_vocab > n_vocab:
         raise ConfigError(
-            f"tokenizer {spec} has {tokenizer.n_vocab} ids, but the model only {n_vocab}; it belongs to another model"
+            f"tokenizer {name} has {tokenizer.n_vocab} ids, but the model only {n_vocab}; it belongs to another model"
         )
-    return tokenizer
+    if not _fits(tokenizer.n_vocab, n_vocab):
+        print(
+            f"rwkv-es: note: tokenizer {name} has {tokenizer.n_vocab} ids, the model {n_vocab}; the others are never "
+            "used",
+            file=sys.stderr,
+        )
 
 
 def _read_world() -> dict[bytes, int]:
@@ -165,19 +219,6 @@ def _from_literal(literal: str) -> bytes:
 @cache
 def _world() -> WorldTokenizer:
     return WorldTokenizer()
-
-
-def _find(model_path: Path, n_vocab: int) -> str:
-    for name in (f"{model_path.stem}.tokenizer.json", "tokenizer.json"):
-        path = model_path.with_name(name)
-        if path.is_file():
-            return str(path)
-    if n_vocab == WORLD_HEAD:
-        return "world"
-    raise ConfigError(
-        f"no tokenizer for a vocabulary of {n_vocab}: put {model_path.stem}.tokenizer.json beside the model, "
-        "or name one with --tokenizer"
-    )
 
 
 def _join(token_bytes: Sequence[bytes], ids: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from rwkv_es.noise.targets import Target, select
 try:
     from rwkv_es.noise.kernels import fill_from_table
 except ImportError:  # numba is missing or does not fit the installed numpy
-    fill_from_table = None  # type: ignore[assignment]
+    fill_from_table = None
 
 __all__ = ["Noise", "StepNoise", "Target", "select"]
 

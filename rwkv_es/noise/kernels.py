@@ -2,8 +2,9 @@
 
 import sys
 
-import numba
 import numpy as np
+
+from rwkv_es.noise.compiled import compiled
 
 if sys.byteorder != "little":
     raise ImportError("the kernels read the bytes of a word lowest first; plain torch operations do it anywhere")
@@ -13,7 +14,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def fill_from_table(out, first_block, directions, counter, table):
     """Fill out (D,n): value v of row d is table[byte v % 16 of the block first_block + v // 16].
 
@@ -31,7 +32,7 @@ def fill_from_table(out, first_block, directions, counter, table):
                 row[place + i] = table[index[i]]
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(nogil=True, inline="always")
 def philox_lanes(words, first, direction, step, key):
     """Fill words (LANES,4) uint32 with the random words of the blocks first, first + 1, ... of a direction."""
     for lane in range(LANES):

@@ -1,12 +1,12 @@
 """Random rounding as CPU kernels (numba); `update.round_stochastically` and `quantize.move_` are the references."""
 
-import numba
 import numpy as np
 
+from rwkv_es.noise.compiled import compiled
 from rwkv_es.noise.kernels import LANES, philox_lanes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def round_to_bf16(out, bits, start, step, key):
     """Fill out (n,) uint16 with bf16 neighbours of the fp32 values whose bits (n,) uint32 are given.
 
@@ -20,7 +20,7 @@ def round_to_bf16(out, bits, start, step, key):
             out[place + i] = np.uint16((np.uint64(bits[place + i]) + np.uint64(halves[i])) >> np.uint64(16))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def move_on_grid(values, steps, start, step, key):
     """Add steps (n,) fp32, in units of the grid, to int8 values (n,) in place, randomly rounded and clipped to +-127.
 

@@ -187,10 +187,17 @@ def test_ids_with_gaps_count_up_to_the_highest(tmp_path):
     assert gaps.n_vocab == len(gaps.token_bytes) == 6 and gaps.encode("a") == [5]
 
 
+def words(path, size):
+    """Write a tokenizer of so many ids."""
+    tokenizer = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(size)}, unk_token="<0>"))
+    tokenizer.add_special_tokens(["<0>"])
+    tokenizer.save(str(path))
+
+
 def test_what_is_chosen_without_being_named(tmp_path, byte_level):
     assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), WorldTokenizer)
     byte_level._tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), JsonTokenizer)
+    assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", byte_level.n_vocab), JsonTokenizer)
     assert load_tokenizer("world", tmp_path / "model.pth", 65536).n_vocab == 65530
 
 
@@ -199,7 +206,30 @@ def test_of_two_tokenizers_in_a_folder_the_models_own_is_taken(tmp_path, byte_le
     own = resolve("tiny").with_name("rwkv7-tiny.tokenizer.json").read_text()
     (tmp_path / "rwkv7-g1-0.1b-ctx4096.tokenizer.json").write_text(own)
     assert load_tokenizer("auto", tmp_path / "rwkv7-g1-0.1b-ctx4096.pth", 65536).n_vocab == 115
-    assert load_tokenizer("auto", tmp_path / "another.pth", 65536).n_vocab == byte_level.n_vocab
+    assert load_tokenizer("auto", tmp_path / "another.pth", byte_level.n_vocab).n_vocab == byte_level.n_vocab
+
+
+@pytest.mark.parametrize(("size", "n_vocab"), [(65529, 65536), (65530, 65530), (50277, 50304), (50277, 50277)])
+def test_a_tokenizer_without_a_models_name_serves_heads_of_its_size_padded_or_not(tmp_path, capsys, size, n_vocab):
+    words(tmp_path / "tokenizer.json", size)
+    assert load_tokenizer("auto", tmp_path / "model.pth", n_vocab).n_vocab == size
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [300, 32000, 50277, 70000])
+def test_a_tokenizer_of_another_model_in_the_folder_is_not_taken_for_the_models(tmp_path, capsys, size):
+    words(tmp_path / "tokenizer.json", size)
+    assert isinstance(load_tokenizer("auto", tmp_path / "model.pth", 65536), WorldTokenizer)
+    note = capsys.readouterr().err
+    assert str(tmp_path / "tokenizer.json") in note and str(size) in note and "World" in note
+    with pytest.raises(ConfigError, match=f"has {size} ids, but the model 1024"):
+        load_tokenizer("auto", tmp_path / "model.pth", 1024)
+
+
+def test_a_smaller_tokenizer_that_was_named_is_taken_with_a_note(tmp_path, capsys):
+    words(tmp_path / "small.json", 300)
+    assert load_tokenizer(str(tmp_path / "small.json"), tmp_path / "model.pth", 65536).n_vocab == 300
+    assert "300 ids, the model 65536" in capsys.readouterr().err
 
 
 def test_tokenizers_that_do_not_fit_are_refused(tmp_path, byte_level):
