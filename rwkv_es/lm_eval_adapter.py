@@ -14,6 +14,7 @@ from lm_eval.api.registry import register_model
 from rwkv_es.config.options import build
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, score
+from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
@@ -90,7 +91,7 @@ class RwkvLM(LM):
 
     def _decoding(self, until: Sequence[str] = (), sampling: Sampling = GREEDY) -> Decoding:
         stops, config = make_stops(self.tokenizer, until), self.config
-        return Decoding(stops, sampling, config.slots, config.engine, torch.get_num_threads())
+        return Decoding(stops, sampling, config.slots or DEFAULT_SLOTS, config.engine, torch.get_num_threads())
 
     def _cache(self, name: str, requests: Sequence[Any], found: Sequence[Any]) -> None:
         for request, answer in zip(requests, found, strict=True):

@@ -11,6 +11,7 @@ import torch
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.batch import Verdict, advice
+from rwkv_es.engine.capacity import slots_of
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.sampler import Sampling
@@ -92,7 +93,9 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         tokenizer,
         task,
         template_of(task, prompting),
-        Decoding(parts[0].stops, sampling, config.slots, config.engine, config.threads or torch.get_num_threads()),
+        Decoding(
+            parts[0].stops, sampling, slots_of(config, model), config.engine, config.threads or torch.get_num_threads()
+        ),
         parts,
         prompting,
         config.bos,

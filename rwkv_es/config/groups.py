@@ -174,7 +174,9 @@ class RewardOptions:
 class EngineOptions:
     """Speed and memory."""
 
-    slots: int = option(256, "generations in flight", _SCORE, above=0, on_resume="free")
+    slots: int = option(
+        0, "generations in flight (0: 256 on a CPU, as many as fit on a GPU)", _SCORE, at_least=0, on_resume="free"
+    )
     engine: str = option(
         "auto",
         "numba: fused CPU kernels; triton: GPU ones; torch: anywhere; auto: the fastest that agrees with torch",

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config
-from rwkv_es.engine.memory import BYTES, MOMENTS, Load, Memory, is_int8, most_slots, needed, targets_of
+from rwkv_es.engine.memory import (
+    BYTES,
+    DEFAULT_SLOTS,
+    MOMENTS,
+    SLOTS_AT_ONCE,
+    Load,
+    Memory,
+    is_int8,
+    most_slots,
+    needed,
+    targets_of,
+)
 from rwkv_es.es.schedule import decay
 from rwkv_es.measure.devices import Device, devices_of, here, num_cores
 from rwkv_es.measure.speed import Asked, Times, times
@@ -95,7 +106,8 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
     free = device.memory or 1 << 62
     most, _ = most_slots(free, header.arch, targets, load)
     widest, _ = most_slots(free, header.arch, targets, load, rows_per_member=1)
-    in_flight = min(config.slots or most, -(-asked.answers // processes))
+    chosen = config.slots or (DEFAULT_SLOTS if device.kind == "cpu" else most // SLOTS_AT_ONCE * SLOTS_AT_ONCE or most)
+    in_flight = min(chosen, -(-asked.answers // processes))
     load = load._replace(slots=max(in_flight, 1))
     if config.measure:
         device = _measured(header, targets, load, asked, device)
@@ -125,7 +137,7 @@ def load_of(config: Config, header: Header, targets: dict[str, Target], kind: st
     if dtype == "auto":
         dtype = "fp32" if kind == "cpu" else "bf16" if header.dtype == "fp16" else header.dtype
     return Load(
-        slots=config.slots,
+        slots=config.slots or DEFAULT_SLOTS,
         population=config.population,
         processes=processes,
         dtype=dtype,

@@ -13,6 +13,7 @@ from torch import Tensor
 from rwkv_es.config.options import Config
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, chosen, predict
+from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
@@ -40,7 +41,9 @@ def drift(config: Config) -> dict[str, Any]:
     text = _read_text(config.text)
     paths, models, ids, tokenizer = _open(config, text)
     stops = make_stops(tokenizer, ())
-    decoding = Decoding(stops, slots=config.slots, engine=config.engine, threads=torch.get_num_threads())
+    decoding = Decoding(
+        stops, slots=config.slots or DEFAULT_SLOTS, engine=config.engine, threads=torch.get_num_threads()
+    )
     reading = read(models, ids, decoding)
     num_bytes = len(text.encode())
     found = [
