@@ -1,6 +1,7 @@
 """The GPU's kernels: on a GPU where there is one, else on CPU tensors in Triton's interpreter."""
 
 import weakref
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,10 @@ with pytest.MonkeyPatch.context() as environment:
     if not HAS_GPU:
         environment.setenv("TRITON_INTERPRET", "1")  # read when the kernels are imported
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'rwkv-es[gpu]' (Linux only)")
+    with suppress(
+        ImportError
+    ):  # Triton imports it at the first launch, where Python 3.10 stumbles over what is replaced
+        import triton.experimental.gluon  # noqa: F401
     from rwkv_es.engine import gpu_kernels, loop_kernels  # noqa: F401
     from rwkv_es.noise import gpu_kernels as noise_kernels  # noqa: F401
 
