@@ -33,7 +33,7 @@ def slots_of(config: Config, model: Model) -> int:
         state_dtype=config.state_dtype,
         master=config.master,
         optimizer=config.optimizer,
-        engine="torch" if model.scales else "triton",
+        engine="triton",
         temperature=config.temperature,
         is_cut=config.top_p < 1 or config.top_k > 0,
         saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.batch import MULTIPLES
-from rwkv_es.engine.layers import announced, are_covered, half_widths, layer_params, pack, share_block_
+from rwkv_es.engine.layers import Matrix, announced, are_covered, half_widths, layer_params, pack, share_block_
 from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new_state
-from rwkv_es.model.layout import Arch, Params
+from rwkv_es.model.layout import Arch
 from rwkv_es.model.weights import Factors, Weights
 
 _ALIGNED = 16  # values: factors are read 16 bytes at a time
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
     """A layer's parameters in the kernels' order."""
 
     vectors: Any  # gpu_kernels.LayerVectors
-    matrices: tuple[Any, ...]  # views as (in,out), in the order of gpu_kernels.MATRICES; None: not used
+    matrices: tuple[Any, ...]  # Matrix, in the order of gpu_kernels.MATRICES; None: not used
     is_first: bool
 
 
@@ -92,7 +92,7 @@ def what_is_missing() -> str:
 def is_able(model: Model, factors: Factors | None) -> bool:
     """Say whether this engine can run a model under these perturbations."""
     like = model.like
-    if model.scales or like.dtype not in (torch.float32, torch.bfloat16) or like.device.type not in ("cuda", "cpu"):
+    if like.dtype not in (torch.float32, torch.bfloat16) or like.device.type not in ("cuda", "cpu"):
         return False
     kernels = _kernels()
     if kernels is None or (like.device.type == "cpu" and not kernels.IS_INTERPRETED):
@@ -113,7 +113,9 @@ class GpuEngine:
         self, model: Model, factors: Factors | None, num_rows: int, capture: Callable[[Work], Work] | None
     ) -> None:
         self.model, self.capture, self.num_rows = model, capture, num_rows
-        self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
+        largest = max((model.params[name].numel() for name in model.scales if name.startswith("blocks.")), default=0)
+        buffer = model.like.new_empty(largest)
+        self.layers = [_layer(model, i, buffer) for i in range(model.arch.n_layer)]
         self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
         self.memory = [model.like.new_empty(num_rows * width) for width in self._widths()]
         rank = max(noise.block.shape[1] for noise in self.noise)
@@ -161,6 +163,7 @@ class GpuEngine:
     def _new_step(self, weights: Weights, num_rows: int, state: State) -> Step:
         like, is_plain = self.model.like, weights.direction is None
         numbers = torch.zeros(2, num_rows, dtype=torch.int64, device=like.device)  # tokens, directions
+        self.live.fill_(1)
         sign, out = like.new_zeros(num_rows), like.new_empty(num_rows, self.model.arch.n_embd)
         weights = weights if is_plain else weights._replace(direction=numbers[1], sign=sign)
         rows = Rows(numbers[0], weights, numbers[1], sign, state, out)
@@ -203,31 +206,34 @@ def _time_mix_(x: Tensor, wkv: Tensor, layer: Layer, noise: Any, scratch: Scratc
     kernels, (r, k, v, w, a, g) = _kernels(), scratch.work.mixed
     m = layer.matrices
     for operand, matrix, product in zip((r, k, v), m[:3], scratch.work.products):
-        torch.mm(operand, matrix, out=product)
+        matrix.times_(operand, product)
     for operand, matrix, half in zip((w, a, v, g), m[4:8], scratch.halves):
         if matrix is not None:
-            torch.mm(operand, matrix, out=half)
+            matrix.times_(operand, half)
     kernels.activate_pairs(*scratch.halves, noise)
     for half, matrix, product in zip(scratch.halves, m[8:12], scratch.work.products[3:]):
         if matrix is not None:
-            torch.mm(half, matrix, out=product)
+            matrix.times_(half, product)
     kernels.update_state(wkv, scratch.work, layer.vectors, layer.is_first, noise)
-    torch.addmm(x, r, m[3], out=x)
+    m[3].add_(r, x, k)
 
 
 def _channel_mix_(x: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
     """Add the channel mix to x (S,C)."""
     kernels, (key, value) = _kernels(), layer.matrices[12:]
-    torch.mm(scratch.work.mixed[0], key, out=scratch.hidden)
+    key.times_(scratch.work.mixed[0], scratch.hidden)
     kernels.square_relu(scratch.hidden, noise)
-    torch.addmm(x, scratch.hidden, value, out=x)
+    value.add_(scratch.hidden, x, scratch.work.mixed[1])
     kernels.add_ffn_value(x, noise)
 
 
-def _layer(params: Params, i: int) -> Layer:
+def _layer(model: Model, i: int, buffer: Tensor) -> Layer:
     kernels = _kernels()
-    *vectors, matrices = layer_params(params, i, kernels.MATRICES)
-    return Layer(kernels.LayerVectors(*vectors), matrices, i == 0)
+    *vectors, matrices = layer_params(model.params, i, kernels.MATRICES)
+    scales = [model.scales.get(f"blocks.{i}.{name}") for name in kernels.MATRICES]
+    scales = [scale if scale is None else scale.to(model.like.dtype) for scale in scales]
+    made = (None if m is None else Matrix(m, scale, buffer) for m, scale in zip(matrices, scales))
+    return Layer(kernels.LayerVectors(*vectors), tuple(made), i == 0)
 
 
 def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
@@ -267,6 +273,6 @@ def _capture(pool: Any, run: Work) -> Work:
     read before another one runs, so that all may share one pool of memory. Not yet measured.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may ask the driver
         run()
     return graph.replay

@@ -27,6 +27,31 @@ class LayerParams(NamedTuple):
     matrices: tuple[Tensor | None, ...]  # views as (in,out), in the order asked for; None: not used
 
 
+class Matrix(NamedTuple):
+    """A matrix that rows are multiplied with: x (S,in) -> (S,out)."""
+
+    values: Tensor  # (in,out), a view
+    scale: Tensor | None  # (out,): of a matrix held as int8
+    buffer: Tensor | None  # where it is turned into the dtype of x, one matrix at a time
+
+    def times_(self, x: Tensor, out: Tensor) -> None:
+        """Set out (S,out) to x @ values; 8 bits are exact in bf16, their scale comes after the sum."""
+        if self.scale is None or self.buffer is None:
+            torch.mm(x, self.values, out=out)
+            return
+        turned = self.values.t()
+        weight = self.buffer[: turned.numel()].view(turned.shape).copy_(turned)
+        torch.mm(x, weight.t(), out=out).mul_(self.scale)
+
+    def add_(self, x: Tensor, to: Tensor, free: Tensor) -> None:
+        """Add x @ values to what is in `to` (S,out); free (S,out) may be overwritten."""
+        if self.scale is None:
+            torch.addmm(to, x, self.values, out=to)
+        else:
+            self.times_(x, free)
+            to.add_(free)
+
+
 class PackedFactors(NamedTuple):
     """A layer's factors of all directions, side by side in order of use; for M matrices."""
 

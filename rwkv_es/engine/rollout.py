@@ -26,7 +26,7 @@ MOST_AHEAD = 256  # tokens
 _SAID: set[str] = set()  # on stderr
 _NEEDS = {
     "numba": "a CPU, numba, fp32 weights",
-    "triton": "a GPU, Triton, fp32 or bf16 weights that are not int8",
+    "triton": "a GPU, Triton, fp32 or bf16 weights",
 }
 
 

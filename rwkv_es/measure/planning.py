@@ -234,11 +234,11 @@ def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str) -
         return config.engine
     is_plain = config.quantize == "none"
     outside = ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
-    if not is_plain or any(target.is_full and name not in outside for name, target in targets.items()):
+    if any(target.is_full and name not in outside for name, target in targets.items()):
         return "torch"
     if kind == "cuda":
         return "triton"
-    return "numba" if dtype == "fp32" else "torch"
+    return "numba" if dtype == "fp32" and is_plain else "torch"
 
 
 def _times(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Times:

@@ -129,9 +129,13 @@ def precise_product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """
     if scale is None and x.dtype == torch.float32:
         return functional.linear(x, weight)
-    y = torch.empty(len(x), len(weight), device=x.device)
-    if scale is None and x.is_cuda and HAS_OUT_DTYPE:
+    is_own_dtype = x.is_cuda and HAS_OUT_DTYPE and x.dtype != torch.float32
+    if scale is None and is_own_dtype:
         return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    y = torch.empty(len(x), len(weight), device=x.device)
     for rows in int8.product_blocks(weight):
-        torch.mm(x.float(), weight[rows].float().t(), out=y[:, rows])
+        if is_own_dtype:  # 8 bits are exact in bf16
+            y[:, rows] = torch.mm(x, weight[rows].to(x.dtype).t(), out_dtype=torch.float32)
+        else:
+            torch.mm(x.float(), weight[rows].float().t(), out=y[:, rows])
     return y if scale is None else y.mul_(scale)
