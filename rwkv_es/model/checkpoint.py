@@ -126,7 +126,7 @@ def _read(path: Path) -> Params:
         )
     for name, value in content.items():
         if not isinstance(value, Tensor):
-            held = ", ".join(str(name)[:80] for name in list(content)[:4])
+            held = ", ".join(shown(name).strip("'\"") for name in list(content)[:4])
             raise CheckpointError(
                 f"{path} is no plain state dict: {shown(name)} is a {type(value).__name__} (it holds {held}, ...); "
                 "save the model's state dict alone"

@@ -175,13 +175,32 @@ def _walk(file: Any) -> None:
             stack.append("mark")
         elif "UNICODE" in name:
             stack.append("text")
+        elif name in ("EMPTY_SET", "ADDITEMS", "FROZENSET"):
+            raise _TooMuch("it holds sets")
         elif name != "STOP":
+            _refuse_slow_keys(name, stack)
             before = [item.name for item in operation.stack_before]
-            if "mark" in before:
-                _to_mark(stack)
-                before = before[: before.index("mark")]
+            taken = _to_mark(stack) if "mark" in before else []
+            before = before[: before.index("mark")] if "mark" in before else before
+            taken += stack[len(stack) - len(before) :]
             del stack[len(stack) - len(before) :]
-            stack.extend("thing" for _ in operation.stack_after)
+            stack.extend(_kind(name, argument, taken) for _ in operation.stack_after)
+
+
+def _refuse_slow_keys(name: str, stack: list[str]) -> None:
+    """Refuse what makes the unpickler hash tuples within tuples, which takes twice as long for every level."""
+    if name == "REDUCE" and stack[-2] == "ordered" and stack[-1] != "empty":
+        raise _TooMuch("it makes a dictionary of something else than its items")
+    if name in ("BINPERSID", "PERSID") and stack[-1] == "deep":
+        raise _TooMuch("it names a storage by something else than a text")
+
+
+def _kind(name: str, argument: Any, taken: list[str]) -> str:
+    """Return what an operation leaves on the stack."""
+    if "TUPLE" in name:
+        tuples = {"empty", "flat", "deep"}
+        return "empty" if not taken else "deep" if tuples & {*taken} else "flat"
+    return "ordered" if name == "GLOBAL" and argument == "collections OrderedDict" else "thing"
 
 
 def _to_mark(stack: list[str]) -> list[str]:

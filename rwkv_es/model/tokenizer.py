@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_es.config.options import model_name
-from rwkv_es.errors import ConfigError
+from rwkv_es.errors import CheckpointError, ConfigError
+from rwkv_es.model.header import read_header
 from rwkv_es.texts import read_text
 
 END_ID = 0  # end of document, in World as in every vocabulary that is accepted here
@@ -148,7 +149,7 @@ def _beside(model_path: Path, n_vocab: int) -> Tokenizer:
     One under the model's own name is trusted. A bare tokenizer.json may belong to another model of the folder: it has
     to fit the model's head.
     """
-    own, bare = model_path.with_name(f"{model_name(model_path)}.tokenizer.json"), model_path.with_name("tokenizer.json")
+    own, bare = _names(model_path)
     if own.is_file():
         tokenizer = JsonTokenizer(own)
         _check_size(tokenizer, str(own), n_vocab)
@@ -172,6 +173,22 @@ def _beside(model_path: Path, n_vocab: int) -> Tokenizer:
     raise ConfigError(
         f"no tokenizer for a vocabulary of {n_vocab}: put {own.name} beside the model, or name one with --tokenizer"
     )
+
+
+def json_beside(model_path: Path) -> Path | None:
+    """Return the JSON beside a model that is the model's: under its name, or a bare one that fits its head."""
+    own, bare = _names(model_path)
+    if own.is_file() or not bare.is_file():
+        return own if own.is_file() else None
+    try:
+        return bare if _fits(JsonTokenizer(bare).n_vocab, read_header(model_path).arch.n_vocab) else None
+    except (ConfigError, CheckpointError):  # the base is gone, or one cannot be read: who loads them says so
+        return bare
+
+
+def _names(model_path: Path) -> tuple[Path, Path]:
+    own = model_path.with_name(f"{model_name(model_path)}.tokenizer.json")
+    return own, model_path.with_name("tokenizer.json")
 
 
 def _fits(num_ids: int, n_vocab: int) -> bool:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.config.options import PROVENANCE, model_name
+from rwkv_es.config.options import PROVENANCE
 from rwkv_es.errors import ConfigError
+from rwkv_es.model.tokenizer import json_beside
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.snapshots import snapshot_steps
@@ -19,9 +20,9 @@ def weights_of(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     base = Path(read_config(run)[PROVENANCE]["base"])
     found: dict[str, Any] = {"model": str(_weights(run, base))}
-    for name in (f"{model_name(base)}.tokenizer.json", "tokenizer.json"):
-        if options.get("tokenizer", "auto") == "auto" and "tokenizer" not in found and base.with_name(name).is_file():
-            found["tokenizer"] = str(base.with_name(name))
+    tokenizer = json_beside(base) if options.get("tokenizer", "auto") == "auto" else None
+    if tokenizer is not None:
+        found["tokenizer"] = str(tokenizer)
     return found
 
 

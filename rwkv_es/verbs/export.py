@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_es.config.options import PROVENANCE, Config, model_name
+from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import checksum
 from rwkv_es.files import writing
 from rwkv_es.model import checkpoint
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
+from rwkv_es.model.tokenizer import json_beside
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.made import making
@@ -105,8 +106,7 @@ def _tokenizer(option: str, base: Path) -> Path | None:
     """Return the tokenizer JSON that a run was made with: the one that was named, or one beside the base."""
     if option not in ("auto", "world"):
         return Path(option)
-    beside = (base.with_name(f"{model_name(base)}.tokenizer.json"), base.with_name("tokenizer.json"))
-    return next((path for path in beside if path.exists()), None) if option == "auto" else None
+    return json_beside(base) if option == "auto" else None
 
 
 def _refuse_another_base(base: Path, sha256: str, what: str) -> None:

@@ -106,6 +106,27 @@ def test_keys_that_are_no_texts_are_refused_before_they_are_hashed(tmp_path, is_
     refused(tmp_path / "m.pth", "by something else than texts")
 
 
+ORDERED = b"ccollections\nOrderedDict\n"
+STORED = b"}X\x01\x00\x00\x00a(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+DEEP = pickle.dumps(doubled(40), 2)[2:-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ORDERED + b"]](" + DEEP + b"K\x01ea\x85R", "dictionary of something else"),  # OrderedDict([[key, 1]])
+        (ORDERED + b"q\xf0]](" + DEEP + b"K\x01ea\x85R", "dictionary of something else"),
+        (ORDERED + b")R" + DEEP + b"K\x01s", "by something else than texts"),
+        (STORED + DEEP + b"X\x03\x00\x00\x00cpuK\x01tQs", "a storage"),
+        (b"\x8f(" + DEEP + b"\x90", "sets"),
+    ],
+)
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nothing_else_that_hashes_tuples_gets_through(tmp_path, data, words, is_zip):
+    repack(tmp_path / "m.pth", b"\x80\x02" + data + b".", is_zip)
+    refused(tmp_path / "m.pth", words)
+
+
 def repack(path, data, is_zip):
     """Replace what describes the tensors."""
     if not is_zip:

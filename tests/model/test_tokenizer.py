@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 import unicodedata
 
 import pytest
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.checkpoint import resolve
-from rwkv_es.model.tokenizer import JsonTokenizer, WorldTokenizer, load_tokenizer
+from rwkv_es.model.tokenizer import JsonTokenizer, WorldTokenizer, json_beside, load_tokenizer
 
 TEXT = "Hello, world!\n\nUser: 12 + 30 = 42 €\n日本語の文章です。 Ёжик 🦆🦆\t<think>…</think>"
 
@@ -224,6 +225,17 @@ def test_a_tokenizer_of_another_model_in_the_folder_is_not_taken_for_the_models(
     assert str(tmp_path / "tokenizer.json") in note and str(size) in note and "World" in note
     with pytest.raises(ConfigError, match=f"has {size} ids, but the model 1024"):
         load_tokenizer("auto", tmp_path / "model.pth", 1024)
+
+
+def test_what_an_export_takes_along_is_the_models_own_tokenizer(tmp_path):
+    model = tmp_path / "model.pth"
+    shutil.copyfile(resolve("tiny"), model)
+    words(tmp_path / "tokenizer.json", 300)
+    assert json_beside(model) is None, "300 ids for a head of 115"
+    words(tmp_path / "tokenizer.json", 115)
+    assert json_beside(model) == tmp_path / "tokenizer.json"
+    words(tmp_path / "model.tokenizer.json", 100)
+    assert json_beside(model) == tmp_path / "model.tokenizer.json"
 
 
 def test_a_smaller_tokenizer_that_was_named_is_taken_with_a_note(tmp_path, capsys):

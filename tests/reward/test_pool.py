@@ -207,7 +207,7 @@ def test_a_hanging_reward_does_not_stop_who_hands_answers_over_and_is_replaced_m
     texts = ["hang", *(f"{i}" for i in range(1, 600))]
     with RewardPool(task, "", 2, TIMEOUT_S, 1.0) as pool:
         assert pool.score([Problem("q", "1")] * 2, ["sleep 0.3 0"] * 2).rewards == [0.0, 0.0]  # both are at work
-        assert take(pool, texts) < 0.2
+        assert take(pool, texts) < TIMEOUT_S
         start = time.perf_counter()
         scores = pool.collect_()
     assert time.perf_counter() - start < 0.3, "the time limit was over before"
@@ -218,19 +218,19 @@ def test_a_worker_that_does_not_read_stops_nobody(task):
     with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
         assert pool.score([Problem("q", "1")], ["leave behind"]).rewards == [1.0]
         time.sleep(0.3)
-        assert take(pool, ["x" * 8_000_000 + " 1"]) < 0.3
+        assert take(pool, ["x" * 8_000_000 + " 1"]) < TIMEOUT_S
         assert pool.collect_().timeouts == 1
         assert pool.score([Problem("q", "1")], ["x" * 8_000_000 + " 1"]).rewards == [1.0]
 
 
 def test_results_that_nobody_collects_for_long_are_kept(task, monkeypatch):
     monkeypatch.setattr("rwkv_es.reward.process.ORPHAN_S", 0.0)
-    with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
+    with RewardPool(task, "", 1, 3 * TIMEOUT_S, 1.0) as pool:
         assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
         for place in range(256):  # more than the pipe holds
             pool.take_(place, Answer(Problem("q", "1"), "throw long"))
         pool.tend_()
-        time.sleep(2 * TIMEOUT_S)
+        time.sleep(4 * TIMEOUT_S)
         scores = pool.collect_()
     assert (scores.errors, scores.timeouts) == (256, 0)
 
