@@ -85,7 +85,7 @@ def open_session(config: Config, task: Task | None = None) -> Session:
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
     prompting = Prompting(config.template, config.system, config.shots)
     parts = tuple(_part(part, tokenizer, prompting, config.max_new) for part in task.parts or (task,))
-    sampling = Sampling(config.seed, config.temperature, config.top_p, config.top_k)
+    sampling = Sampling.of(config, config.seed)
     return Session(
         path,
         base,

@@ -103,7 +103,7 @@ def tick_floor(bench: Bench, rows: int, state: torch.dtype) -> float:
 def filled(engine: GpuEngine, factors: Factors | None, rows: int, sampling: Sampling) -> GpuSlots:
     """Return slots full of requests that go on writing, their tick captured."""
     sizes = Sizes(rows, prompt=2, written=4096, saved=0, ahead=2, num_words=engine.model.arch.n_vocab)
-    slots = GpuSlots(engine, factors, sizes, sampling, end_id=-1)
+    slots = GpuSlots(engine, factors, sizes, Decoding(never(sizes.num_words), sampling))
     slots.prepare([rows])
     first = 0 if factors is None else 2 * factors.first
     members = 1 if factors is None else 2 * factors.num_directions

@@ -37,12 +37,14 @@ def _has_own_reward(config: Config) -> bool:
 
 
 _OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
-_OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k max_new seed out"
+_OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k min_p max_new seed out"
+_OF_TASK += " presence_penalty frequency_penalty penalty_decay"
 _RULES = (
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),
     _Rule("samples", _is_greedy, "if all answers are greedy, since they are all the same; try --temperature 1"),
-    _Rule("top_p top_k", lambda c: not c.temperature, "at temperature 0, which is greedy; try --temperature 1"),
-    _Rule("temperature top_p", lambda c: c.top_k == 1, "with top_k 1, which always takes the likeliest token"),
+    _Rule("top_p top_k min_p", lambda c: not c.temperature, "at temperature 0, which is greedy; try --temperature 1"),
+    _Rule("temperature top_p min_p", lambda c: c.top_k == 1, "with top_k 1, which always takes the likeliest token"),
+    _Rule("penalty_decay", lambda c: not c.frequency_penalty, "without a frequency_penalty"),
     _Rule("seed", _is_greedy, "if all answers are greedy; try --temperature 1", "eval generate chat", True),
     _Rule("momentum", lambda c: c.optimizer == "sgd", "with optimizer sgd; try --optimizer momentum, or adam"),
     _Rule("sigma_decay", lambda c: not _is_decaying(c), "where the schedule decays nothing; try --schedule linear"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES, option
 
 DEFAULT_TARGETS = {"matrices": 1.0}
+DEFAULT_PENALTY_DECAY = 0.996  # of the rwkv package
 
 _ASK = "train eval generate doctor"  # verbs that ask a task's questions
 _ALL = f"{_ASK} chat"
@@ -139,6 +140,22 @@ class DecodingOptions:
         1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1
     )
     top_k: int = option(0, "sample among the k likeliest tokens (0: all)", _ALL, at_least=0)
+    min_p: float = option(
+        0.0,
+        "sample among tokens at least this likely, in units of the likeliest one's probability (0: all)",
+        _ALL,
+        at_least=0,
+        at_most=1,
+    )
+    presence_penalty: float = option(
+        0.0, "taken off the logit of each token that the answer has already (greedy too)", _ALL
+    )
+    frequency_penalty: float = option(
+        0.0, "taken off besides, each time that it was written; blanks and digits are not counted", _ALL
+    )
+    penalty_decay: float = option(
+        DEFAULT_PENALTY_DECAY, "what every further token leaves of these counts", _ALL, above=0, at_most=1
+    )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def slots_of(config: Config, model: Model) -> int:
         optimizer=config.optimizer,
         engine="triton",
         temperature=config.temperature,
-        is_cut=config.top_p < 1 or config.top_k > 0,
+        is_cut=config.top_p < 1 or config.top_k > 0 or config.min_p > 0,
         saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),
         device="cuda",
         card=total,

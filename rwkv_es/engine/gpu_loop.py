@@ -58,7 +58,7 @@ def rollout(
         ahead=AHEAD,
         num_words=len(decoding.stops.can_end),
     )
-    device = GpuSlots(engine, factors, sizes, decoding.sampling, decoding.stops.end_id)
+    device = GpuSlots(engine, factors, sizes, decoding)
     counts = agreeing(engine.model, counts_of(slots, decoding.row_multiple))
     device.prepare(counts)
     return Loop(device, requests, decoding, counts).run(hear)

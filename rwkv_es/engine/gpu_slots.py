@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine import loop_kernels as kernels
-from rwkv_es.engine.decoding import counter_of
-from rwkv_es.engine.sampler import Sampling, largest, sample
+from rwkv_es.engine import penalties
+from rwkv_es.engine.decoding import Decoding, counter_of
+from rwkv_es.engine.sampler import largest, sample
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_
 from rwkv_es.model.weights import Factors, Weights
@@ -59,10 +60,11 @@ class Entry(NamedTuple):
 class GpuSlots:
     """What is in the slots, and the ticks that go over the first so many of them."""
 
-    def __init__(self, engine: Engine, factors: Factors | None, sizes: Sizes, sampling: Sampling, end_id: int) -> None:
+    def __init__(self, engine: Engine, factors: Factors | None, sizes: Sizes, decoding: Decoding) -> None:
         model = engine.model
         device, like = model.like.device, model.like
-        self.engine, self.factors, self.sizes, self.sampling, self.end_id = engine, factors, sizes, sampling, end_id
+        self.engine, self.factors, self.sizes = engine, factors, sizes
+        self.sampling, self.end_id = decoding.sampling, decoding.stops.end_id
         self.state, self.saved = new_state(model, sizes.slots), new_state(model, max(sizes.saved, 1))
 
         def numbers(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -80,7 +82,10 @@ class GpuSlots:
             written=numbers(max(sizes.written, 1)),
         )
         self.tokens, self.heard = numbers(dtype=torch.int64), numbers()
-        self.key = torch.tensor(hash_key("sampling", sampling.seed), device=device)
+        self.key = torch.tensor(hash_key("sampling", self.sampling.seed), device=device)
+        self.penalises = self.sampling.has_penalties
+        self.amounts = penalties.counted(decoding.stops.token_bytes if self.penalises else (), device)
+        self.occurrence = numbers(max(sizes.written, 1) if self.penalises else 0, dtype=torch.float64)
         self.has_initial_state = "blocks.0.att.time_state" in model.params
         self.ticks: dict[int, tuple[Work, Work]] = {}  # by number of rows: what is repeated, and what holds its memory
         is_gpu = device.type == "cuda"
@@ -137,7 +142,7 @@ class GpuSlots:
         """Move rows to slots where nobody is: (from, to)."""
         self._copy_(self.state, self.state, places)
         pairs = self._sent(np.array(places, np.int64))
-        for column in self.slots:
+        for column in (*self.slots, self.occurrence):
             column[pairs[:, 1]] = column[pairs[:, 0]]
         self.slots.live[pairs[:, 0]] = 0
 
@@ -147,10 +152,20 @@ class GpuSlots:
         x = self.engine.read_(weights, self.tokens[:count], self.state.rows(slice(count)))
         scores, heard = self.engine.logits(weights, x), self.heard[:count]
         choice = kernels.Choice(scores, self.key, self.sizes.num_words, self.sampling.temperature, self.end_id)
-        if self.sampling.temperature and (self.sampling.top_k or self.sampling.top_p < 1):
+        if self.penalises:
+            text = self._text(slots)
+            penalties.penalise_(scores, text, self.sampling)
+        if self.sampling.is_cut:
             kernels.note_tokens(heard, slots, self._sampled(scores[:, : self.sizes.num_words], slots), choice)
         else:
             kernels.write_tokens(heard, slots, choice)
+        if self.penalises:
+            penalties.note_(text, heard, self.amounts, self.sampling)
+
+    def _text(self, slots: kernels.Slots) -> penalties.Text:
+        """Return what the slots have written before this tick's token."""
+        count = (slots.position + 1 - slots.length).clamp_(min=0).long()
+        return penalties.Text(slots.written, count, self.occurrence[: len(count)])
 
     def _sampled(self, scores: Tensor, slots: kernels.Slots) -> Tensor:
         """Choose a token for every row (S,V), due or not: (S,); -1: the logits are not finite."""

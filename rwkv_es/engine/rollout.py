@@ -12,6 +12,7 @@ from torch import Tensor
 from rwkv_es.engine import cpu, gpu, gpu_trial
 from rwkv_es.engine.batch import Verdict, examine
 from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork, refuse_too_much
+from rwkv_es.engine.penalties import penalties_of
 from rwkv_es.engine.sampler import largest, sample
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.engine.stops import distinct
@@ -154,6 +155,8 @@ class _Rows:
         self.can_end = np.stack([stops.can_end for stops in self.stops])  # (kinds of stops,V)
         self.kind = np.zeros(capacity, np.int64)  # of stops
         self.is_broken = np.zeros(capacity, bool)
+        token_bytes, device = decoding.stops.token_bytes, self.member.device
+        self.penalties = penalties_of(decoding.sampling, token_bytes, self.written.shape, device)
         self.weights = self._weights()
 
     def admit_(self, admissions: Sequence[Admission]) -> None:
@@ -238,6 +241,8 @@ class _Rows:
         to, start = self._index(target), self._index(source)
         for rows in (*(layer for part in self.state for layer in part), self.member):  # a layer's copy at a time
             rows[to] = rows[start]
+        if self.penalties is not None:
+            self.penalties.move_(to, start)
         self.weights = self._weights()
 
     def _place_(self, slot: int, request: Request, num_read: int) -> None:
@@ -252,6 +257,8 @@ class _Rows:
             )
         self.counter[slot] = counter_of(request)
         self.member[slot] = request.member
+        if self.penalties is not None:
+            self.penalties.start_(slot)
 
     def _sample_(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
         """Sample the next token of `rows` from the hidden x (S,C)."""
@@ -259,11 +266,15 @@ class _Rows:
             return
         whole = self._index(np.resize(rows, self.decoding.padded(len(rows))))  # repeats rows up to a full multiple
         scores = engine.logits(self.weights.rows(whole), x[whole])[: len(rows), : self.can_end.shape[1]]
+        if self.penalties is not None:
+            self.penalties.penalise_(scores, self._index(rows))
         counter = self.counter[rows]
         counter[:, 0] += self.num_written[rows]
         tokens = sample(scores, self.decoding.sampling, self._index(counter))
         self.is_broken[rows] = ~torch.isfinite(largest(scores, tokens, self.decoding.sampling)).cpu().numpy()
         rows, tokens = rows[~self.is_broken[rows]], tokens.cpu().numpy()[~self.is_broken[rows]]
+        if self.penalties is not None:
+            self.penalties.note_(self._index(rows), self._index(tokens))
         self.written[rows, self.num_written[rows]] = tokens
         self.num_written[rows] += 1
 

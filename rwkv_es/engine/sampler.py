@@ -5,16 +5,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_es.config.groups import DEFAULT_PENALTY_DECAY, DecodingOptions
 from rwkv_es.noise.factors import hash_key, uniform
 
 
 class Sampling(NamedTuple):
-    """How tokens are chosen. Temperature 0 is greedy; top_k 0 means all tokens."""
+    """How tokens are chosen. Temperature 0 is greedy; top_k 0 means all tokens, min_p 0 too."""
 
     seed: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # see `penalties`
+    frequency_penalty: float = 0.0
+    penalty_decay: float = DEFAULT_PENALTY_DECAY
+
+    @classmethod
+    def of(cls, config: DecodingOptions, seed: int) -> "Sampling":
+        """Return what the options say."""
+        return cls(seed, *(getattr(config, name) for name in cls._fields[1:]))
+
+    @property
+    def is_cut(self) -> bool:
+        """Say whether only some of the tokens may be sampled."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Say whether what a row has written matters."""
+        return bool(self.presence_penalty or self.frequency_penalty)
 
 
 def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
@@ -30,6 +50,9 @@ def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
     probability = torch.softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_k or sampling.top_p < 1:
         probability = _keep_likeliest(probability, sampling)
+    if sampling.min_p:
+        least = sampling.min_p * probability.amax(-1, keepdim=True)
+        probability = probability.masked_fill(probability < least, 0)
     cumulative = probability.cumsum(-1)
     point = uniform(counter, hash_key("sampling", sampling.seed)) * cumulative[:, -1]
     chosen = torch.searchsorted(cumulative, point[:, None], right=True).squeeze(-1)

@@ -148,7 +148,7 @@ def load_of(config: Config, header: Header, targets: dict[str, Target], kind: st
         engine=_engine(config, targets, kind, dtype),
         threads=config.threads or num_cores(),
         temperature=config.temperature,
-        is_cut=config.top_p < 1 or config.top_k > 0,
+        is_cut=config.top_p < 1 or config.top_k > 0 or config.min_p > 0,
         saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),
         device=kind,
     )

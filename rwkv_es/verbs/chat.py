@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.likelihood import NOT_FINITE
+from rwkv_es.engine.penalties import Penalties, penalties_of
 from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, forward, logits, new_state, reset_rows_, unperturbed
@@ -70,7 +71,7 @@ def open_speaker(config: Config) -> Speaker:
     """
     path, _, model = open_model(config)
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
-    sampling = Sampling(config.seed, config.temperature, config.top_p, config.top_k)
+    sampling = Sampling.of(config, config.seed)
     template = TEMPLATE if config.template == "auto" else config.template
     render(template, "", config.system)  # says what does not fit
     return Speaker(model, tokenizer, sampling, template, config.system, config.max_new or MAX_NEW, config.bos)
@@ -90,6 +91,7 @@ class Conversation:
         self.num_turns = 0
         self.unread: list[int] = [END_ID] if self.speaker.has_bos else []
         self.rest = ""  # text after `unread`
+        self.penalties: Penalties | None = None  # on what the answer has written
 
     def reply_(self, question: str, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield the answer piece by piece; it ends when `is_stopped` says so, and the conversation can go on.
@@ -105,6 +107,9 @@ class Conversation:
             x = self._read_(self.unread[:TOKENS_AT_ONCE])
             self.unread = self.unread[TOKENS_AT_ONCE:]
         yield opening(self.speaker.template)
+        speaker = self.speaker
+        device = speaker.model.like.device
+        self.penalties = penalties_of(speaker.sampling, speaker.tokenizer.token_bytes, (1, speaker.max_new), device)
         if x is not None and not self.unread:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for data in self._stream_(x, is_stopped):
@@ -129,7 +134,13 @@ class Conversation:
         counter = torch.tensor([[position, self.num_turns, 0, 0]], device=scores.device)
         if not scores.isfinite().all():
             raise ConfigError(NOT_FINITE)
-        return int(sample(scores, speaker.sampling, counter))
+        row = torch.zeros(1, dtype=torch.int64, device=scores.device)
+        if self.penalties is not None:
+            self.penalties.penalise_(scores, row)
+        token = sample(scores, speaker.sampling, counter)
+        if self.penalties is not None:
+            self.penalties.note_(row, token)
+        return int(token)
 
     def _stream_(self, x: Tensor, is_stopped: Callable[[], bool]) -> Iterator[bytes]:
         """Sample from the hidden x (1,C) on; yield bytes as soon as no stop string can begin in them.

@@ -16,7 +16,7 @@ from interpreted import (  # noqa: F401
 )
 from models import make_model, random_tokens
 from perturbed import noise_of
-from rollouts import HOT, NEVER, V, requests_of
+from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
 from rwkv_es.engine import gpu, gpu_loop
 from rwkv_es.engine.decoding import Completion, Decoding, counter_of
@@ -61,7 +61,8 @@ def generated(model, requests, decoding, factors, heard=None):
 
 @pytest.mark.parametrize(
     ("slots", "sampling"),
-    [(3, Sampling()), (16, HOT), (5, HOT), (16, HOT._replace(top_p=0.9)), (3, HOT._replace(top_k=3, top_p=0.8))],
+    [(3, Sampling()), (16, HOT), (5, HOT), (16, HOT._replace(top_p=0.9)), (3, HOT._replace(top_k=3, top_p=0.8))]
+    + [(slots, sampling) for sampling in PENALISED for slots in (3, 16)],
 )
 def test_the_same_tokens_as_the_token_loop_of_a_cpu(model, factors, sampling, slots):
     requests, parts = requests_of(8, 2, 6), []
@@ -275,7 +276,7 @@ def test_trying_a_tick_with_nobody_there_changes_nothing(tmp_path):
     """Graphs are prepared so."""
     small = on_device(make_model(tmp_path, 1, 64, V))
     with gpu.running(small, None, 8) as engine:
-        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 0, 2, V), HOT, -1)
+        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 0, 2, V), Decoding(NEVER, HOT))
         slots.state.wkv.fill_(3.0)
         before = [column.clone() for column in (*slots.slots, *slots.state)]
         slots.prepare([8])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import reference
 from models import make_model, random_tokens
-from rollouts import HOT, NEVER, V, requests_of
+from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import rollout
@@ -39,7 +39,7 @@ def test_greedy_completions_equal_float64_numpy(model):
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize("sampling", [Sampling(), HOT])
+@pytest.mark.parametrize("sampling", [Sampling(), HOT, *PENALISED])
 def test_the_same_request_has_the_same_tokens_in_any_slot_order_and_company(model, factors, sampling):
     requests = requests_of(8, 6)
     expected = dict(zip(requests, rollout(model, requests, Decoding(NEVER, sampling, 64), factors).completions))

@@ -14,6 +14,10 @@ NEVER = Stops(end_id=-1, strings=(), can_end=np.zeros(V, bool), token_bytes=[byt
 
 
 HOT = Sampling(seed=1, temperature=1.5)
+PENALISED = tuple(
+    sampling._replace(presence_penalty=0.4, frequency_penalty=0.6, penalty_decay=0.9)
+    for sampling in (Sampling(), HOT, HOT._replace(min_p=0.05))
+)
 
 
 def requests_of(num_members, num_problems, max_new=12):

@@ -12,6 +12,7 @@ import torch
 from models import make_model
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.sampler import Sampling
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import forward, new_state
 from rwkv_es.model.weights import Weights
@@ -243,3 +244,26 @@ def test_the_command_talks_through_pipes_and_survives_any_bytes(capsys):
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == f"{expected}\n{expected}\n"
     assert b"cannot express" in done.stderr and b"never" not in done.stderr
+
+
+def test_penalties_count_each_answer_by_itself(speaker):
+    """Greedy answers follow the logits less presence + occurrence * frequency of this answer's own tokens."""
+    speaker = speaker._replace(sampling=Sampling(presence_penalty=0.5, frequency_penalty=0.3, penalty_decay=0.9))
+    conversation, chosen = Conversation(speaker), []
+    choose = conversation._sample
+    conversation._sample = lambda x, position: chosen.append((logits(x), choose(x, position))) or chosen[-1][1]
+
+    def logits(x):
+        return (x.double() @ speaker.model.params["head.weight"].double().T)[0, : ByteTokenizer.n_vocab]
+
+    for question in ("hi", "more"):
+        list(conversation.reply_(question))
+        counts = {}
+        for scores, token in chosen:
+            for other, count in counts.items():
+                scores[other] -= 0.5 + 0.3 * count
+            assert scores[token] >= scores.max() - 1e-4  # fp32 against fp64
+            counts = {other: 0.9 * count for other, count in counts.items()}
+            counts[token] = counts.get(token, 0) + (ByteTokenizer.token_bytes[token] not in b" \t0123456789")
+        assert len(chosen) > 1
+        chosen.clear()
