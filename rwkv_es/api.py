@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.config.options import Config, build
+from rwkv_es.config.file import is_run_folder
+from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.files import refuse_existing
 from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
+from rwkv_es.run.weights import weights_of
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs import evaluate as evaluation
@@ -102,6 +104,8 @@ def _prepared(
     own_task = task if isinstance(task, Task) else None
     named = own_task.name if own_task is not None else str(task)
     values = {"model": model, "task": named, "reward": reward if isinstance(reward, str) else "", **options}
+    if is_run_folder(model):
+        values.update(weights_of(Path(model), values, takes_state="state" in OPTIONS[verb]))
     config = build(values, verb)
     if isinstance(reward, str) and own_task is None:
         return config, None, None

@@ -18,6 +18,7 @@ from rwkv_es.engine.batch import choose_blas_mode
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
 from rwkv_es.streams import lost_output, make_unfailing
+from rwkv_es.texts import expanded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +108,7 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
             raise ConfigError(f"{name} is given twice: {main_value!r} and {given[name]!r}; leave one out")
         given[name] = main_value
     given = {name: at_home(FIELDS[name], value) for name, value in given.items()}
-    config = build({**_from_files(verb, file, given), **given}, verb)
+    config = build(_with_files(verb, file, given), verb)
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")
     _mind_idle(config, verb, given, is_old=_is_of_run(verb, file, config))
@@ -142,8 +143,8 @@ def _is_of_run(verb: str, file: str, config: Config) -> bool:
     return any(map(is_run_folder, (file, str(Path(file).parent) if file else "", str(run_folder(config)))))
 
 
-def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that stand in a file, or in the run that is continued or asked; `given` may be completed.
+def _with_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options given, and those that stand in a file or in the run that is continued or asked.
 
     A training run's file serves every command: what a command does not know of it is left out.
     """
@@ -151,15 +152,13 @@ def _from_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
         run = given.get("run", "")
         if not is_run_folder(run):
             raise ConfigError(f"{run or 'resume'!r} is not the folder of a run; name one: rwkv-es resume RUN")
-        return load_file(run)
-    values = load_file(file) if file else {}
-    model = str(given.get("model", values.get("model", "")))
-    if is_run_folder(model):
-        from rwkv_es.run.weights import weights_of
+        return {**load_file(run), **given}
+    values = {**(load_file(file) if file else {}), **given}
+    if any(is_run_folder(expanded(str(values.get(name, "")))) for name in ("model", "base")):
+        from rwkv_es.run.weights import with_weights
 
-        values = values if verb == "train" else {**load_file(model), **values}
-        given.update(weights_of(Path(model), {**values, **given}))
-    if verb in ("train", "resume"):
+        values = with_weights(values, verb)
+    if verb == "train":
         return values
     known = {name for names in OPTIONS.values() for name in names}
     return {name: value for name, value in values.items() if name in OPTIONS[verb] or name not in known}

@@ -95,6 +95,7 @@ def test_problems_and_functions_of_ones_own_train_and_evaluate(tmp_path):
         model=str(folder / "snapshots" / "step-000002" / "model.pth"), task=task, tokenizer=TOKENIZER
     )
     assert found["problems"] == 3 and found["reward"] == pytest.approx(sum(len(text) for text, _ in seen[-3:]) / 30)
+    assert rwkv_es.evaluate(model=str(folder), task=task, tokenizer=TOKENIZER)["reward"] == found["reward"]
     out = rwkv_es.export(folder, tmp_path / "tuned.pth")
     assert rwkv_es.load_model(str(out), tokenizer=TOKENIZER)[0].arch == rwkv_es.load_model("tiny")[0].arch
     assert torch.get_num_threads() == threads and sys.path == path

@@ -8,7 +8,9 @@ import yaml
 from jobs import arguments
 
 from rwkv_es.cli import main
+from rwkv_es.errors import ConfigError
 from rwkv_es.run.record import read_steps
+from rwkv_es.run.weights import with_weights
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,53 @@ def test_without_an_export_the_best_snapshot_is_the_model(original, capsys):
         assert capsys.readouterr().out.strip()
     finally:
         hidden.rename(exported)
+
+
+def with_options(original, place, **options):
+    """Copy a run whose config.yaml says something else."""
+    run = shutil.copytree(original, place)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**values, **options}))
+    return run
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "chat"])
+def test_a_run_as_a_model_brings_the_tokenizer_that_it_was_made_with(original, tmp_path, verb):
+    own = tmp_path / "own.json"
+    own.write_text("{}")
+    run = with_options(original, tmp_path / "run", tokenizer=str(own))  # the base has another one beside it
+    assert with_weights({"model": str(run)}, verb)["tokenizer"] == str(own)
+    assert with_weights({"model": str(run), "tokenizer": "mine.json"}, verb)["tokenizer"] == "mine.json"
+    own.unlink()  # then there is the copy beside the export
+    assert with_weights({"model": str(run)}, verb)["tokenizer"] == str(run / "rwkv7-tiny.tokenizer.json")
+    assert with_weights({"model": str(with_options(original, tmp_path / "w", tokenizer="world"))}, verb)[
+        "tokenizer"
+    ] == ("world")
+
+
+def test_a_run_as_a_model_brings_its_initial_state_or_is_refused(original, tmp_path):
+    run = shutil.copytree(original, tmp_path / "run")
+    state = run / "rwkv7-tiny-state.pth"
+    assert "state" not in with_weights({"model": str(run)}, "eval")
+    state.write_bytes(b"")
+    assert with_weights({"model": str(run)}, "eval")["state"] == str(state)
+    assert with_weights({"model": str(run), "state": "mine.pth"}, "eval")["state"] == "mine.pth"
+    for verb, values in (("train", {"model": str(run)}), ("eval", {"base": str(run)})):
+        with pytest.raises(ConfigError, match=r"has tuned an initial state.*snapshots/step-00000\d/model\.pth"):
+            with_weights(values, verb)
+
+
+def test_a_run_stands_for_the_base_of_a_comparison_too(original, capsys):
+    assert main(["eval", "tiny", "--base", str(original), "--eval-size", "3", "--max-new", "4"]) == 0
+    assert last_json(capsys)["base"]["model"] == str(original / "rwkv7-tiny.pth")
+
+
+def test_int8_snapshots_are_no_model_before_they_are_exported(original, tmp_path):
+    run = with_options(original, tmp_path / "run", quantize="int8")
+    assert with_weights({"model": str(run)}, "eval")["model"] == str(run / "rwkv7-tiny.pth")
+    (run / "rwkv7-tiny.pth").unlink()
+    with pytest.raises(ConfigError, match=f"first: rwkv-es export {run}"):
+        with_weights({"model": str(run)}, "eval")
 
 
 def test_recipes_are_known_by_name(capsys):
