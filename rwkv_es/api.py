@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rwkv_es.config.file import is_run_folder
 from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
-from rwkv_es.files import refuse_existing
 from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
 from rwkv_es.run.weights import weights_of
 from rwkv_es.task.mixture import load_tasks
@@ -93,8 +94,8 @@ def export(weights: ES | str | Path, out: str | Path = "") -> Path:
     source = weights.model.source
     if source is None:
         raise ConfigError("the model was not loaded from a file, so there is no layout to export to; use load_model")
-    refuse_existing(Path(out))
-    return exporting.export_params(weights.weights(), source, Path(out))[0]
+    was_rounded = weights.model.like.dtype == torch.bfloat16
+    return exporting.export_params(weights.weights(), source, Path(out), was_rounded=was_rounded)[0]
 
 
 def _prepared(

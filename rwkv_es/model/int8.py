@@ -128,5 +128,6 @@ def moved(values: Tensor, base: Tensor) -> Tensor:
     after = torch.empty_like(base)
     for rows in row_blocks(tuple(base.shape), _CHUNK):
         distance = values[rows].float() - start.values[rows].float()
-        after[rows] = (base[rows].float() + distance * start.scale[rows, None]).to(base.dtype)
+        there = (base[rows].float() + distance * start.scale[rows, None]).to(base.dtype)
+        after[rows] = torch.where(distance == 0, base[rows], there)  # -0.0 + 0.0 would be 0.0
     return after

@@ -28,6 +28,7 @@ LASTING = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "sam
 BY_CONTENT = {"model", "data", "tokenizer", "reward"}  # paths: what they hold counts, not where it is
 _WITH_PATHS = {"task", "shots", "run"}
 FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
+ENGINE_DTYPE = "engine_dtype"  # the same: what the base was rounded to when the run began
 BEST_SINCE = "best_since"  # the same: the step from which on held-out scores can be compared
 CONTENTS = {
     **{"problems_sha256": "the task's problems", "reward_sha256": "the reward", "task_sha256": "the task's code"},
@@ -137,7 +138,7 @@ def check_same_run(
     names = [name for name in now if name not in FREE | BY_CONTENT]
     if options["schedule"] != "constant":
         names.append("steps")  # the learning rate of the steps already taken depends on it
-    made_with = dict(made_with)
+    made_with = {**made_with, ENGINE_DTYPE: past.get(ENGINE_DTYPE, "")}
     if (forked_at := past.get(FORKED_AT)) is not None:
         made_with[FORKED_AT] = forked_at
         names = [name for name in names if name in LASTING or next_step > forked_at]

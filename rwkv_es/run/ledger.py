@@ -57,7 +57,7 @@ class Ledger:
     ) -> "Ledger":
         """Start a run from the checkpoint `base` in the folder, or continue the one that is there.
 
-        contents: digests of what it learns from, see `identity.contents`.
+        contents: what else to note of it, as digests of what it learns from, see `identity.contents`.
 
         Raises:
             ConfigError: another process holds the folder, it holds a run with different options (or any run, if

@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from filecmp import cmp
 from pathlib import Path
 
 import torch
@@ -17,13 +19,14 @@ from rwkv_es.model import checkpoint
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
 from rwkv_es.model.tokenizer import json_beside
-from rwkv_es.run.identity import read_config
+from rwkv_es.run.identity import ENGINE_DTYPE, read_config
 from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.made import making
 from rwkv_es.run.record import read_steps
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
 
 _SUFFIXES = (".pth", ".safetensors")
+_TOKENIZER, _STATE = ".tokenizer.json", "-state.pth"  # ends of the names beside an export
 
 
 def export(config: Config) -> Path:
@@ -37,56 +40,84 @@ def export(config: Config) -> Path:
         raise ConfigError("export needs the folder of a run: rwkv-es export RUN")
     run = Path(config.run)
     options = read_config(run)
-    base = Path(options[PROVENANCE]["base"])
+    made_with = options[PROVENANCE]
+    base, sha256 = Path(made_with["base"]), made_with["base_sha256"]
     out = Path(config.out) if config.out else default_export(run, base)
     is_own = out.absolute() == default_export(run, base).absolute()
     tokenizer = _tokenizer(options.get("tokenizer", "auto"), base)
-    if not is_own:
-        _refuse_replacing(out, tokenizer)
     _refuse_suffix(out)
-    sha256 = options[PROVENANCE]["base_sha256"]
+    if not is_own:
+        _refuse_replacing(_files(out, tokenizer))
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
-    with making(run, _outputs(out)) if is_own else nullcontext():
-        written = export_params(
-            snapshot.params, base, out, tokenizer=tokenizer, was_rounded=options.get("dtype") != "fp32"
-        )
+    held = made_with.get(ENGINE_DTYPE) or ("float32" if options.get("dtype") == "fp32" else "")
+    written = export_params(
+        snapshot.params,
+        base,
+        out,
+        tokenizer=tokenizer,
+        was_rounded=held != "float32",
+        replacing=(lambda files: making(run, files)) if is_own else _refusing,
+    )
     for path in written:
         print(f"wrote {path} (weights after {snapshot.step} steps)")
     return out
 
 
+@contextmanager
+def _refusing(files: Sequence[Path]) -> Iterator[None]:
+    """Let files be written where nothing is."""
+    _refuse_replacing(files)
+    yield
+
+
 def export_params(
-    params: checkpoint.Params, base: Path, out: Path, *, tokenizer: Path | None = None, was_rounded: bool = True
+    params: checkpoint.Params,
+    base: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    was_rounded: bool = True,
+    replacing: Callable[[Sequence[Path]], AbstractContextManager[None]] = _refusing,
 ) -> list[Path]:
     """Write weights with exactly the base file's keys, order, shapes and dtypes. Returns the files written.
 
     An initial state that the base does not have goes to <out>-state.pth (fp32); a tokenizer JSON comes along as
-    <out>.tokenizer.json. What has not moved leaves with the base's own bits, even where it was trained in bf16
-    (`was_rounded`: it may have been).
+    <out>.tokenizer.json, unless it is there already. What has not moved leaves with the base's own bits, even where it
+    was trained in bf16 (`was_rounded`: it may have been). `replacing` says which files may be there, before the work.
 
     Raises:
-        ConfigError: `out` is the base, has the wrong suffix, or cannot be written.
+        ConfigError: `out` is the base, has the wrong suffix, cannot be written, or a file is there already.
         CheckpointError: the weights do not fit the base.
     """
     _refuse_suffix(out)
     if out.resolve() == base.resolve():
         raise ConfigError(f"{out} is the base checkpoint, which stays as it is; choose another --out")
-    weights, state = _as_base(params, base, was_rounded)
-    with writing(out):
+    tokenizer = tokenizer or _tokenizer("auto", base)
+    layout, state_names = _layout(params, base)
+    files = _files(out, tokenizer, has_state=bool(state_names))
+    with replacing(files), writing(out):
+        weights = {name: _fit(name, params[name], like, was_rounded) for name, like in layout.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = _copy_tokenizer(tokenizer or _tokenizer("auto", base), out)
-        if state:
-            written.append(out.with_name(f"{out.stem}-state.pth"))
-            checkpoint.save(written[-1], state)
+        if tokenizer is not None and _beside(out, _TOKENIZER) in files:
+            shutil.copyfile(tokenizer, _beside(out, _TOKENIZER))
+        if state_names:
+            checkpoint.save(_beside(out, _STATE), {name: params[name].float() for name in state_names})
         checkpoint.save(out, weights)
-    return [out, *written]
+    return files
 
 
-def _outputs(out: Path) -> list[Path]:
-    """Return what an export may write: the weights, the tokenizer, the initial state."""
-    return [out, *(out.with_name(out.stem + end) for end in (".tokenizer.json", "-state.pth"))]
+def _beside(out: Path, end: str) -> Path:
+    return out.with_name(out.stem + end)
+
+
+def _files(out: Path, tokenizer: Path | None, has_state: bool = False) -> list[Path]:
+    """Return what is going to be written: the weights, the tokenizer unless the same one is there, the state."""
+    files, copy = [out], _beside(out, _TOKENIZER)
+    if tokenizer is not None and tokenizer.exists() and not (copy.is_file() and cmp(copy, tokenizer, shallow=False)):
+        files.append(copy)
+    return [*files, _beside(out, _STATE)] if has_state else files
 
 
 def _refuse_suffix(out: Path) -> None:
@@ -94,11 +125,10 @@ def _refuse_suffix(out: Path) -> None:
         raise ConfigError(f"an exported file must end in {' or '.join(_SUFFIXES)}; got {str(out)!r}")
 
 
-def _refuse_replacing(out: Path, tokenizer: Path | None) -> None:
-    """Refuse to write over anything but the tokenizer that is written anyway."""
-    for path in _outputs(out):
-        is_same = path.exists() and tokenizer is not None and tokenizer.exists() and path.samefile(tokenizer)
-        if os.path.lexists(path) and not is_same:
+def _refuse_replacing(files: Sequence[Path]) -> None:
+    """Refuse to write over anything."""
+    for path in files:
+        if os.path.lexists(path):
             raise ConfigError(f"{path} exists already; choose another --out, or remove it first")
 
 
@@ -155,17 +185,17 @@ def _before_training(base: Path, sha256: str, state: str) -> Snapshot:
     return Snapshot(0, {**params, **(checkpoint.load_state(state, arch) if state else {})}, {})
 
 
-def _as_base(params: checkpoint.Params, base: Path, was_rounded: bool) -> tuple[checkpoint.Params, checkpoint.Params]:
-    """Split params into weights laid out like the base file, and an initial state that it does not have."""
+def _layout(params: checkpoint.Params, base: Path) -> tuple[checkpoint.Params, list[str]]:
+    """Return what the exported file has to look like, and the initial state's names if the base has none."""
     if not base.exists():
         print(f"rwkv-es: {base} is gone, so its dtypes are unknown: they are exported as trained", file=sys.stderr)
         layout = {name: tensor for name, tensor in params.items() if not STATE.fullmatch(name)}
     else:
         layout, _ = checkpoint.load(base)
-    state = {name: params[name].float() for name in params if name not in layout and STATE.fullmatch(name)}
+    state = [name for name in params if name not in layout and STATE.fullmatch(name)]
     if different := (set(params) - set(state)) ^ set(layout):
         raise CheckpointError(f"the trained weights and {base} differ in the tensors {', '.join(sorted(different))}")
-    return {name: _fit(name, params[name], like, was_rounded) for name, like in layout.items()}, state
+    return layout, state
 
 
 def _fit(name: str, trained: Tensor, like: Tensor, was_rounded: bool) -> Tensor:
@@ -182,12 +212,3 @@ def _fit(name: str, trained: Tensor, like: Tensor, was_rounded: bool) -> Tensor:
     if not fitted.isfinite().all():
         raise CheckpointError(f"{name} is not finite in {like.dtype}; export an earlier snapshot, or train gentler")
     return fitted
-
-
-def _copy_tokenizer(source: Path | None, out: Path) -> list[Path]:
-    target = out.with_name(f"{out.stem}.tokenizer.json")
-    if source is None or not source.exists():
-        return []
-    if not (target.exists() and target.samefile(source)):
-        shutil.copyfile(source, target)
-    return [target]

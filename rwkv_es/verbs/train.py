@@ -24,7 +24,7 @@ from rwkv_es.measure.tracker import open_tracker
 from rwkv_es.preflight import preflight
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
-from rwkv_es.run.identity import contents, in_words
+from rwkv_es.run.identity import ENGINE_DTYPE, contents, in_words
 from rwkv_es.run.joining import joined, refuse_endless_starts
 from rwkv_es.run.launcher import tell_again
 from rwkv_es.run.ledger import Ledger
@@ -55,8 +55,9 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     """
     with joined(config) as cluster, explaining_out_of_memory(config):
         session, folder = open_session(config, task), run_folder(config)
+        engine_dtype = str(session.model.like.dtype).removeprefix("torch.")
         if cluster.is_leader:
-            for idle in idle_here(config, cluster.size, str(session.model.like.dtype).removeprefix("torch.")):
+            for idle in idle_here(config, cluster.size, engine_dtype):
                 print(f"rwkv-es: note: {idle.text}", file=sys.stderr)
             if config.eval_every:
                 warn_if_splits_overlap(session)
@@ -64,7 +65,8 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
         session = steady_everywhere(cluster, session._replace(model=es.model), es)
         learned_from = contents(config, session.task, session.tokenizer)
         cluster.compare(in_words(learned_from), "has different files:")
-        ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, learned_from))
+        noted = {**learned_from, ENGINE_DTYPE: engine_dtype}
+        ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, noted))
         try:
             with open_scorers(_scoring(config, cluster), scorer) as scorers:
                 cluster.on_leader(

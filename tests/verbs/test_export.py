@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from layered import layers
+from small_runs import run as train_small
 
 from rwkv_es.config.options import Config, build, to_dict
 from rwkv_es.errors import CheckpointError, ConfigError
@@ -221,12 +222,46 @@ def test_what_was_no_target_leaves_with_the_bases_bits_in_any_dtype(tmp_path, st
 
 def test_nothing_beside_the_exported_file_is_replaced(run, tmp_path):
     (run.parent / "models" / "tokenizer.json").write_text("{}")
-    for name in ("new.tokenizer.json", "new-state.pth"):
+    out, state = tmp_path / "new.pth", {"blocks.0.att.time_state": torch.rand(1, 64, 64)}
+    for name in ("new.pth", "new.tokenizer.json", "new-state.pth"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(ConfigError, match=f"{name} exists already"):
-            export(Config(run=str(run), out=str(tmp_path / "new.pth")))
-        assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "new.pth").exists()
+            export_params({**layers(), **state}, run.parent / "models" / NAME, out)
+        if name != "new-state.pth":
+            with pytest.raises(ConfigError, match=f"{name} exists already"):
+                export(Config(run=str(run), out=str(out)))
+        assert [path.name for path in tmp_path.glob("new*")] == [name] and (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
+
+
+def test_what_is_not_written_may_be_there(run, tmp_path):
+    (run.parent / "models" / "tokenizer.json").write_text("{}")
+    for folder in (run, tmp_path):  # the run's own export, and one elsewhere
+        name = NAME.removesuffix(".pth") if folder == run else "new"
+        beside = {f"{name}-state.pth": "mine", f"{name}.tokenizer.json": "{}"}
+        for path, text in beside.items():
+            (folder / path).write_text(text)
+        export(Config(run=str(run), out="" if folder == run else str(tmp_path / "new.pth")))
+        assert {path: (folder / path).read_text() for path in beside} == beside
+
+
+@pytest.mark.parametrize(("noted", "bits"), [("float32", 0.5), ("bfloat16", 0.5 + 2**-11), ("", 0.5 + 2**-11)])
+def test_what_has_moved_onto_the_rounded_base_is_kept_if_the_base_was_not_rounded(tmp_path, noted, bits):
+    base = tmp_path / "base.pth"
+    torch.save({name: tensor.half() for name, tensor in layers(0.5 + 2**-11).items()}, base)  # 0.5 in bf16
+    with Ledger.open(tmp_path / "run", to_dict(Config()), base, {"engine_dtype": noted}) as ledger:
+        ledger.append(Step(0, [[1.0]], [0.0], 0.1, 0.1, 1, 0.1, checksum(layers(0.5))))
+        ledger.save_snapshot(1, layers(0.5), {}, 0.5)
+    assert value(export(Config(run=str(tmp_path / "run")))) == bits
+
+
+def test_a_run_notes_once_what_its_base_was_rounded_to(tmp_path):
+    train_small(tmp_path / "run", steps=1, schedule="constant")
+    config = tmp_path / "run" / "config.yaml"
+    assert "engine_dtype: float32\n" in config.read_text()
+    config.write_text(config.read_text().replace("engine_dtype: float32\n", ""))  # by an earlier release
+    train_small(tmp_path / "run", steps=2, schedule="constant")
+    assert "engine_dtype: ''\n" in config.read_text()
 
 
 def test_a_tokenizer_that_is_there_already_stays(run, tmp_path):
