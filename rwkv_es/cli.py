@@ -20,6 +20,8 @@ from rwkv_es.run.launcher import LOST, said_once, under_launcher
 from rwkv_es.streams import lost_output, make_unfailing
 from rwkv_es.texts import expanded
 
+_UNPRINTABLE = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # no terminal commands
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns the exit code: 0; 2: there is something to mend; 75: a process was lost; 130, 143."""
@@ -56,7 +58,7 @@ def _say_what_fails(argv: Sequence[str]) -> None:
 
 
 def _complain(text: str) -> None:
-    print(f"rwkv-es: {' '.join(text.split())}", file=sys.stderr)
+    print(f"rwkv-es: {' '.join(text.split()).translate(_UNPRINTABLE)}", file=sys.stderr)
 
 
 def _run_all(argv: Sequence[str]) -> None:

@@ -135,6 +135,11 @@ def test_a_user_error_of_a_verb_is_one_line_even_if_its_text_has_several(ran, ca
     assert complaint(capsys, ["train"]) == "rwkv-es: the file is broken\n"
 
 
+def test_what_a_message_repeats_is_no_terminal_command(capsys):
+    said = complaint(capsys, ["train", "--config", "\x1b[2J\x9bm.yaml"])
+    assert "[2J" in said and said.removesuffix("\n").isprintable()
+
+
 def test_an_interrupted_training_says_how_to_go_on(ran, capsys, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt

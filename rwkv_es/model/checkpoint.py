@@ -19,6 +19,7 @@ from torch import Tensor
 from rwkv_es.errors import CheckpointError
 from rwkv_es.files import sync
 from rwkv_es.model.formats import check_archive, kind_of
+from rwkv_es.model.header import check_names
 from rwkv_es.model.header import resolve as resolve  # noqa: PLC0414 - callers know it by this module
 from rwkv_es.model.layout import STATE, Arch, Params, check_shapes, infer, refuse_other_models
 from rwkv_es.texts import shown
@@ -28,8 +29,9 @@ _CHUNK = 1 << 22
 _LATE_OPERAND = re.compile(r"Unsupported operand 1[45]\d\b")  # of the pickle protocols 4 and 5; torch reads 2 and 3
 _DAMAGE: tuple[type[Exception], ...] = (  # what torch raises for broken files
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error),
-    *(RuntimeError, OSError, EOFError, ImportError),
+    *(RuntimeError, OSError, EOFError, ImportError, MemoryError),
 )
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows it from 3.13 on; Linux's value
 
 
@@ -131,22 +133,22 @@ def _read(path: Path) -> Params:
                 f"{path} is no plain state dict: {shown(name)} is a {type(value).__name__} (it holds {held}, ...); "
                 "save the model's state dict alone"
             )
-    _check_extents(path, content)
-    return {str(name): value.detach() for name, value in content.items()}
+    check_names(path, {str(name): value for name, value in content.items()})
+    _check_plain(path, content)
+    return {str(name): value.detach().resolve_neg() for name, value in content.items()}
 
 
-def _check_extents(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that claim more values than the file holds."""
+def _check_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors without values of their own, and such that claim more values than the file holds."""
     total = 0
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            continue  # refused by the caller, by name
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not is_dense or tensor.is_quantized or tensor.is_complex() or not tensor.numel():
+            raise CheckpointError(f"{path}: {name} is empty or no plain tensor; store dense tensors with values")
         num_bytes = tensor.numel() * tensor.element_size()
         total += num_bytes
         if num_bytes > tensor.untyped_storage().nbytes() or total > 2 * path.stat().st_size:
-            raise CheckpointError(
-                f"{path}: {name[:80]} claims more values than the file holds; it is no plain state dict"
-            )
+            raise CheckpointError(f"{path}: {name} claims more values than the file holds; it is no plain state dict")
 
 
 def _read_pth(path: Path) -> Any:
@@ -159,20 +161,28 @@ def _read_pth(path: Path) -> Any:
                 "loaded; save the state dict alone, in torch.save's own pickle protocol"
             ) from None
         raise CheckpointError(f"{path} is no torch file or is damaged; download it again") from None
-    except MemoryError:
-        raise CheckpointError(f"there is not enough memory to read {path}") from None
-    except _DAMAGE:
-        raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Say why a reader has given up: torch's name for too little memory is that of anything else."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return CheckpointError(f"there is not enough memory to read {path}")
+    return CheckpointError(f"{path} is truncated or damaged; download it again")
 
 
 def _load_pth(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused by the caller
-            if path.suffix == ".safetensors":  # by which torch would choose another reader
-                with path.open("rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            is_zip = zipfile.is_zipfile(path)
+            if path.suffix != ".safetensors":  # by which torch would choose another reader
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            if is_zip:
+                return _map_unreserved(path)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except RuntimeError as error:
         if "Cannot allocate memory" in str(error):
             return _map_unreserved(path)
@@ -194,7 +204,8 @@ def _map_unreserved(path: Path) -> Any:
     torch asks for memory for every page, though none is ever written. For the device "meta" it reads nothing, and notes
     where each tensor lies. What is no plain tensor stays as it is, for the caller to refuse.
     """
-    found = torch.load(path, map_location="meta", weights_only=True)
+    with path.open("rb") as file:
+        found = torch.load(file, map_location="meta", weights_only=True)
     if not isinstance(found, Mapping):
         return found
     try:
@@ -224,18 +235,16 @@ def _read_safetensors(path: Path) -> Params:
 
     try:
         return load_file(path)
-    except (MemoryError, RuntimeError):
-        raise CheckpointError(f"there is not enough memory to read {path}") from None
-    except (SafetensorError, OSError, ValueError):
+    except SafetensorError:
         raise CheckpointError(f"{path} is truncated or no safetensors file; download it again") from None
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
 
 
 def _check_dtypes(path: Path, tensors: Params) -> None:
     like = "emb.weight" if "emb.weight" in tensors else "ln_out.weight"
     dtype = tensors[like].dtype
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.numel():
-            raise CheckpointError(f"{path}: {name} is empty or no plain tensor; store dense tensors with values")
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}; weights must be float32, bfloat16 or float16")
         if tensor.dtype != dtype and not STATE.fullmatch(name):

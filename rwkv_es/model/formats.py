@@ -1,5 +1,6 @@
 """What a file is by its first bytes, whatever its name says; and archives that are safe to unpickle."""
 
+import codecs
 import os
 import pickletools
 import re
@@ -14,24 +15,48 @@ from rwkv_es.texts import shown
 LARGEST_PICKLE = 8 << 20  # bytes that describe a model's tensors: a few hundred each
 _MOST_OPERATIONS = 1_000_000
 _DEEP = 257 + 8
+_LINE = 64  # bytes that tell a text
 _GIVE = "give the .pth or .safetensors file of the weights"
+_PACKED = "is packed by {}; unpack it first".format
 _KNOWN: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", f"is a GGUF file, made for llama.cpp; {_GIVE} that it was made from"),
     (b"fmgg", f"is a file of rwkv.cpp; {_GIVE} that it was made from"),
     (b"lmgg", f"is a ggml file; {_GIVE} that it was made from"),
+    (b"tjgg", f"is a ggml file; {_GIVE} that it was made from"),
     (b"version https://git-lfs", "is a git-lfs pointer, not the model; fetch the real file with `git lfs pull`"),
-    (b"\x1f\x8b", "is packed by gzip; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "is packed by zstd; unpack it first"),
-    (b"\xfd7zXZ", "is packed by xz; unpack it first"),
-    (b"BZh", "is packed by bzip2; unpack it first"),
+    (b"\x1f\x8b", _PACKED("gzip")),
+    (b"\x1f\x9d", _PACKED("compress")),
+    (b"\x28\xb5\x2f\xfd", _PACKED("zstd")),
+    (b"\xfd7zXZ", _PACKED("xz")),
+    (b"\x5d\0\0", _PACKED("lzma")),
+    (b"LZIP", _PACKED("lzip")),
+    (b"\x04\x22\x4d\x18", _PACKED("lz4")),
+    (b"\x02\x21\x4c\x18", _PACKED("lz4")),
+    (b"\xff\x06\0\0sNaPpY", _PACKED("snappy")),
+    (b"BZh", _PACKED("bzip2")),
     (b"7z\xbc\xaf", "is a 7z archive; unpack it first"),
     (b"Rar!", "is a RAR archive; unpack it first"),
     (b"\x93NUMPY", f"is a NumPy array; {_GIVE}"),
     (b"\x89HDF", f"is an HDF5 file; {_GIVE}"),
     (b"%PDF", f"is a PDF; {_GIVE}"),
+    (b"PAR1", f"is a parquet file; {_GIVE}"),
+    (b"SQLite format 3\0", f"is an SQLite database; {_GIVE}"),
+    (b"\x89PNG", f"is a picture; {_GIVE}"),
+    (b"\xff\xd8\xff", f"is a picture; {_GIVE}"),
+    (b"GIF8", f"is a picture; {_GIVE}"),
+    (b"\x7fELF", f"is a program; {_GIVE}"),
 )
+_ONNX = re.compile(rb"\x08[\1-\x1f](?:[\x12\x1a\x22\x2a\x32\x3a\x42]|\x28.)", re.DOTALL)  # version, next field
+_ZIP = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")
 _OLD_PICKLE = re.compile(rb"c[\w.]+\n\w+\n")  # protocol 0: a text, but one that its reader refuses by its own name
-_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<!--", b"<head", b"<body")
+_PAGES = ("<!doctype", "<html", "<?xml", "<!--", "<head", "<body")
+_ENCODINGS: tuple[tuple[bytes, str], ...] = (  # by the mark at a text's start, the longer ones first
+    (b"\xff\xfe\0\0", "utf-32-le"),
+    (b"\0\0\xfe\xff", "utf-32-be"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+    (b"\xef\xbb\xbf", "utf-8"),
+)
 
 
 def kind_of(path: Path) -> str:
@@ -41,25 +66,53 @@ def kind_of(path: Path) -> str:
         CheckpointError: it is something else; what, and what to do.
     """
     start = _start(path)
+    size = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and size < os.path.getsize(path):  # first of all: its first bytes are a number, any number
+        return "safetensors"
+    if start.startswith(_ZIP):
+        return "zip"
+    if words := _words(start):
+        raise CheckpointError(f"{path} {words}")
+    return "safetensors" if path.suffix == ".safetensors" else "pickle"
+
+
+def _words(start: bytes) -> str:
+    """Say what a file is that begins so, and what to do; "" if it is not known."""
     for mark, words in _KNOWN:
         if start.startswith(mark):
-            raise CheckpointError(f"{path} {words}")
-    text = start.lstrip().lower()
-    if text.startswith(_PAGES):
-        raise CheckpointError(f"{path} is a web page, not a model; download the file itself")
+            return words
+    if start[4:8] == b"TFL3":
+        return f"is a TensorFlow Lite model; {_GIVE}"
     if start[257:262] == b"ustar":
-        raise CheckpointError(f"{path} is a tar archive; unpack it first")
+        return "is a tar archive; unpack it first"
     if not start.strip(b"\0"):
-        raise CheckpointError(f"{path} begins with nothing but zeros: it was never written whole; download it again")
-    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path):
-        return "safetensors"
-    if text.startswith(b"{"):
-        raise CheckpointError(f"{path} {_json_words(start)}")
-    if start.startswith(b"PK"):
-        return "zip"
-    if not _OLD_PICKLE.match(start) and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start[:64]):
-        raise CheckpointError(f"{path} is a text ({shown(start[:40].decode())}), not a model; {_GIVE}")
-    return "safetensors" if path.suffix == ".safetensors" else "pickle"
+        return "begins with nothing but zeros: it was never written whole; download it again"
+    if not (text := _text(start).strip()):
+        return f"is an ONNX model; {_GIVE} that it was made from" if _ONNX.match(start) else ""
+    if text.lower().startswith(_PAGES):
+        return "is a web page, not a model; download the file itself"
+    if text.startswith("{"):
+        return _json_words(text)
+    return "" if _OLD_PICKLE.match(start) else f"is a text ({shown(text[:40])}), not a model; {_GIVE}"
+
+
+def _text(start: bytes) -> str:
+    """Return the beginning of a file as a text, whatever its encoding; "" if it is none."""
+    mark, name = next(((m, name) for m, name in _ENCODINGS if start.startswith(m)), (b"", ""))
+    few = start[:_LINE]
+    if not name and not few[1::2].strip(b"\0"):
+        name = "utf-16-le"  # without a mark
+    elif not name and not few[::2].strip(b"\0"):
+        name = "utf-16-be"
+    for encoding in (name,) if name else ("utf-8", "cp1252"):
+        try:
+            line = codecs.getincrementaldecoder(encoding)().decode(few[len(mark) :])
+        except UnicodeDecodeError:
+            continue
+        is_likely = encoding != "cp1252" or (line[0].isalnum() and 2 * sum(map(str.isascii, line)) > len(line))
+        if is_likely and all(c.isprintable() or c in "\t\n\r\f\ufeff\xa0" for c in line):
+            return start[len(mark) :].decode(encoding, "replace")
+    return ""
 
 
 def _start(path: Path) -> bytes:
@@ -78,10 +131,10 @@ def _start(path: Path) -> bytes:
     return start
 
 
-def _json_words(start: bytes) -> str:
-    if b"weight_map" in start or b"total_size" in start:
+def _json_words(text: str) -> str:
+    if "weight_map" in text or "total_size" in text:
         return f"is the index of a model in several files; join them, and {_GIVE} with the official names"
-    if b'"error"' in start:
+    if '"error"' in text:
         return "is an error message of the place it was downloaded from; download the file itself"
     return f"is JSON, not a model; {_GIVE}"
 

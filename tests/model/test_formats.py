@@ -1,8 +1,11 @@
 """A file is what its first bytes say; and what describes its tensors is looked at before it is unpickled."""
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
+import struct
 import tarfile
 import time
 import zipfile
@@ -53,6 +56,26 @@ def zipped(**entries):
         (b'{"metadata": {"total_size": 1}, "weight_map": {}}', "the index of a model in several files"),
         (b'{"error": "Entry not found"}', "an error message of the place"),
         (b"Entry not found", "is a text"),
+        (b"PK is how this text begins", "is a text"),
+        ("Eintrag „rwkv“ nicht gefunden — das Modell heißt anders, und diese Zeile ist lang".encode(), "is a text"),
+        ("没有这个文件，请检查名称。".encode(), "is a text"),
+        ("Le modèle n'existe pas: vérifiez son nom, s'il vous plaît".encode("cp1252"), "is a text"),
+        ("not found".encode("utf-16"), "is a text"),
+        ("not found".encode("utf-16-le"), "is a text"),
+        ("not found".encode("utf-32"), "is a text"),
+        ("<html>".encode("utf-16"), "a web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html>", "a web page"),
+        (b"\xef\xbb\xbf" + b'{"error": "Entry not found"}', "an error message of the place"),
+        (b'{"metadata": {"title": "' + b"x" * 99 + b'"}, "weight_map": {}}', "the index of a model"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x05" + b"2.1.0", "an ONNX model"),
+        (b"\x08\x0a:\xd6\x91\x0a" + bytes(range(99)), "an ONNX model"),
+        (b"\x04\x22\x4d\x18\x64\x40\xa7" + bytes(range(99)), "packed by lz4"),
+        (lzma.compress(b"x", lzma.FORMAT_ALONE), "packed by lzma"),
+        (bz2.compress(b"x"), "packed by bzip2"),
+        (lzma.compress(b"x"), "packed by xz"),
+        (b"\x1c\0\0\0TFL3" + bytes(range(99)), "TensorFlow Lite"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"PAR1\x15\4", "a parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
         (b"\0" * 4096, "nothing but zeros"),
         (b"", "is empty"),
@@ -75,9 +98,35 @@ def test_weights_are_read_under_the_wrong_suffix(tmp_path, params):
         assert load(tmp_path / name)[1] == describe(str(tmp_path / name)).arch
 
 
-def test_a_hugging_face_directory_is_called_so(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize("size", [0x8B1F, 0x9D1F, 0x2222])  # like gzip, compress, a text
+def test_a_safetensors_header_of_any_length_is_one(tmp_path, params, size):
+    save_file(params, tmp_path / "m.safetensors")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", size) + data[8:end].rstrip().ljust(size) + data[end:])
+    assert load(tmp_path / "m.safetensors")[1] == describe(str(tmp_path / "m.safetensors")).arch
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors", "refs/main"])
+def test_a_hugging_face_directory_is_called_so(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match="Hugging Face directory"):
+        describe(str(tmp_path))
+
+
+def test_a_folder_names_what_is_in_it(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a folder; give a \.pth or \.safetensors file"):
+        describe(str(tmp_path))
+    deep = tmp_path / "snapshots" / "0123" / "rwkv7.pth"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(b"")
+    for folder in (tmp_path, deep.parent):
+        with pytest.raises(CheckpointError, match=f"is a folder; give one of its files, such as {deep}"):
+            describe(str(folder))
+    for name in ("config.yaml", "ledger.jsonl"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(CheckpointError, match=f"is the folder of a run; .* rwkv-es export {tmp_path}"):
         describe(str(tmp_path))
 
 

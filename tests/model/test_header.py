@@ -95,6 +95,55 @@ def test_a_damaged_header_is_one_sentence(tmp_path, kind, name, words):
         read_header(tmp_path / name)
 
 
+def entry(dtype="F32", shape=(2, 3), end=24):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (entry(shape=(9, 3)), "claims more values"),
+        (entry(shape=(50, 128), end=50 * 128 * 4), "claims more values"),  # beyond the end of the file
+        (entry(shape=(2,) * 100_000), "no shape of a tensor"),
+        (entry(shape=(-2, -3)), "no values"),
+        (entry(shape=(0, 64), end=0), "no values"),
+        (entry(shape=(9**9,) * 8), "claims more values"),
+    ],
+)
+def test_what_a_header_claims_has_to_be_in_the_file(tmp_path, tensor, words):
+    head = json.dumps({"emb.weight": tensor}).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(24))
+    with pytest.raises(CheckpointError, match=f"emb.weight .*{words}") as caught:
+        read_header(tmp_path / "m.safetensors")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("size", [(40, 64), (32, 640)])
+def test_what_a_pth_claims_has_to_be_in_the_file(tmp_path, size):
+    params = random_params(1, 64, 32)
+    torch.save({**params, "emb.weight": torch.zeros(1, 1).expand(*size)}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"emb\.weight claims more values than the file holds"):
+        read_header(tmp_path / "m.pth")
+    shared = torch.zeros(64, 64)
+    torch.save({f"w{i}": shared for i in range(50)}, tmp_path / "n.pth")
+    with pytest.raises(CheckpointError, match="claims more values"):
+        read_header(tmp_path / "n.pth")
+
+
+@pytest.mark.parametrize("dtype", ["\x1b[2J", "F" * 1_000_000, "F64", {}, ["F32"]])
+def test_a_dtype_of_a_file_is_shown_short_and_harmless(tmp_path, dtype):
+    save_file(random_params(1, 64, 32), tmp_path / "m.safetensors")
+    data = (tmp_path / "m.safetensors").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["emb.weight"]["dtype"] = dtype
+    head = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data[end:])
+    with pytest.raises(CheckpointError) as caught:
+        read_header(tmp_path / "m.safetensors")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
 def test_what_is_neither_size_nor_file_is_refused():
     with pytest.raises(ConfigError, match=r"'8b' is no file and no released size \(0\.1b, .*tiny\)"):
         describe("8b")
