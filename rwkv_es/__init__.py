@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_es.api import evaluate, export, load_task, train
     from rwkv_es.engine.generate import generate
-    from rwkv_es.engine.sampler import Sampling
     from rwkv_es.es.strategy import ES
-    from rwkv_es.model.load import load_model
+    from rwkv_es.model.sampler import Sampling
+    from rwkv_es.pretrained.load import load_model
     from rwkv_es.task import Problem
 
 __version__ = "0.1.0"
@@ -36,9 +36,9 @@ __all__ = [
 _PLACES = {
     "ES": "rwkv_es.es.strategy",
     "Problem": "rwkv_es.task",
-    "Sampling": "rwkv_es.engine.sampler",
+    "Sampling": "rwkv_es.model.sampler",
     "generate": "rwkv_es.engine.generate",
-    "load_model": "rwkv_es.model.load",
+    "load_model": "rwkv_es.pretrained.load",
     **dict.fromkeys(("evaluate", "export", "load_task", "train"), "rwkv_es.api"),
 }
 

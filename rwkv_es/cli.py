@@ -14,11 +14,11 @@ from rwkv_es.config.file import is_run_folder, load_file, run_folder
 from rwkv_es.config.flags import MAIN_OPTION, SHOW_OPTIONS, VERBS, Parser, argument, parse, verb_parser
 from rwkv_es.config.option import at_home, nearest
 from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
-from rwkv_es.engine.batch import choose_blas_mode
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
+from rwkv_es.model.batch import choose_blas_mode
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
-from rwkv_es.streams import lost_output, make_unfailing
-from rwkv_es.texts import expanded
+from rwkv_es.system.streams import lost_output, make_unfailing
+from rwkv_es.system.texts import expanded
 
 _UNPRINTABLE = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # no terminal commands
 

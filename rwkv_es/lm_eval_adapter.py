@@ -16,11 +16,11 @@ from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.likelihood import Text, score
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
+from rwkv_es.model.sampler import Sampling
+from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
 
 MAX_NEW = 256  # tokens, if a task does not set it: the harness's own default

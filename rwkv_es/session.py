@@ -10,19 +10,19 @@ from typing import NamedTuple
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.batch import Verdict, advice
 from rwkv_es.engine.capacity import slots_of
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.checkpoint import Params
+from rwkv_es.model.batch import Verdict, advice
 from rwkv_es.model.forward import Model
-from rwkv_es.model.load import load_base
-from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
+from rwkv_es.model.sampler import Sampling
 from rwkv_es.model.weights import BASE, Members
+from rwkv_es.pretrained.checkpoint import Params
+from rwkv_es.pretrained.load import load_base
+from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from rwkv_es.model.checkpoint import Arch, load, resolve
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import HEAD_SIZE, expected_shapes
+from rwkv_es.pretrained.checkpoint import Arch, load, resolve
 
 
 def random_model(n_layer: int, n_embd: int, n_vocab: int) -> Model:

@@ -17,7 +17,7 @@ import torch
 from bench import given_model, medians_in_turns, peak_bytes, random_model
 from torch import Tensor
 
-from rwkv_es.engine import cpu
+from rwkv_es.cpu import engine as cpu
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import Model, draw_factors, new_state, perturb
 from rwkv_es.model.weights import Weights

@@ -18,7 +18,7 @@ import gpu_cases
 import torch
 from gpu_bench import OF_7B, TINY, Bench, note
 
-from rwkv_es.model.load import multiply_alike
+from rwkv_es.pretrained.load import multiply_alike
 
 BUDGET_S = 540
 

@@ -17,11 +17,11 @@ import numpy as np
 from rwkv_es.engine import gpu_loop
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.gpu_loop import Loop, counts_of
-from rwkv_es.engine.gpu_slots import Entry, columns
-from rwkv_es.engine.loop_kernels import NOTHING
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import Stops, make_stops
-from rwkv_es.model.tokenizer import END_ID, WorldTokenizer
+from rwkv_es.gpu.loop_kernels import NOTHING
+from rwkv_es.gpu.slots import Entry, columns
+from rwkv_es.pretrained.tokenizer import END_ID, WorldTokenizer
 
 
 class Nothing:

@@ -16,7 +16,7 @@ import torch
 from bench import medians_in_turns, peak_bytes, random_model
 from bench_decode import decode_step
 
-from rwkv_es.engine import cpu
+from rwkv_es.cpu import engine as cpu
 from rwkv_es.es.update import Rule, Updater
 from rwkv_es.model.forward import Model, draw_factors, perturb
 from rwkv_es.noise.factors import Noise, StepNoise, select

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import build
-from rwkv_es.measure import benchmark
-from rwkv_es.measure.planning import make_plan
+from rwkv_es.planning import benchmark
+from rwkv_es.planning.plan import make_plan
 
 MEMORY_STEP = Path(__file__).with_name("memory_step.py")
 

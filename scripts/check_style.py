@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 MEDIAN_LINES, P95_LINES, MOST_LINES = 12, 50, 80  # of a function
 FILE_LINES, KERNEL_FILE_LINES = 300, 400
+WING_LINES, ROOMS = 1600, 20  # of a package within rwkv_es; packages and files at its top
 POSITIONAL_ARGUMENTS = 5
 FOLDERS = ("rwkv_es", "tasks", "scripts")
 
@@ -27,6 +28,7 @@ def main(root: Path) -> int:
     functions = [function for path in files for function in functions_of(path, root)]
     faults = [fault for path in files for fault in file_faults(path, root)]
     faults += [fault for function in functions for fault in function_faults(function)]
+    faults += wing_faults(root / "rwkv_es")
     faults += distribution_faults([function.num_lines for function in functions])
     for fault in faults:
         print(fault)
@@ -54,11 +56,23 @@ def function_faults(function: Function) -> Iterator[str]:
 
 def file_faults(path: Path, root: Path) -> Iterator[str]:
     """Yield whether a file is too long."""
-    is_kernel = path.stem.endswith("_kernels") or path.parent.name == "kernels"
+    is_kernel = path.stem.endswith("kernels")
     most = KERNEL_FILE_LINES if is_kernel else FILE_LINES
     num_lines = len(path.read_text(encoding="utf-8").splitlines())
     if num_lines > most:
         yield f"{path.relative_to(root)} has {num_lines} lines (at most {most})"
+
+
+def wing_faults(package: Path) -> Iterator[str]:
+    """Yield which wing is too large, and whether there are too many rooms for a map."""
+    wings = [path.parent for path in sorted(package.glob("*/__init__.py"))]
+    for wing in wings:
+        num_lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in wing.glob("*.py"))
+        if num_lines > WING_LINES:
+            yield f"{package.name}/{wing.name} has {num_lines} lines (at most {WING_LINES}); it wants to be two rooms"
+    rooms = [*wings, *(path for path in package.glob("*.py") if not path.stem.startswith("__"))]
+    if len(rooms) > ROOMS:
+        yield f"{package.name} has {len(rooms)} rooms at its top (at most {ROOMS})"
 
 
 def distribution_faults(num_lines: list[int]) -> Iterator[str]:

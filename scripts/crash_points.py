@@ -219,8 +219,8 @@ def faults_at(point: int, folder: Path, given: argparse.Namespace, expected: Sta
 
 def undisturbed(folder: Path, given: argparse.Namespace) -> tuple[State, list[str]]:
     """Run the training twice without a kill, first here, so that copies have all loaded. Returns its end and points."""
-    from rwkv_es import lock
     from rwkv_es.cli import main as rwkv_es
+    from rwkv_es.system import lock
 
     lock.Lock._beat = lambda _: None  # type: ignore[method-assign]  # what is done to files is the same in every run then
     with contextlib.redirect_stdout(io.StringIO()):

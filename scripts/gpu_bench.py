@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from rwkv_es.engine.decoding import Decoding
-from rwkv_es.engine.gpu import GpuEngine
-from rwkv_es.engine.gpu_slots import Entry, GpuSlots, Sizes
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
+from rwkv_es.gpu.engine import GpuEngine
+from rwkv_es.gpu.slots import Entry, GpuSlots, Sizes
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Arch, expected_shapes
+from rwkv_es.model.sampler import Sampling
 from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import Noise, StepNoise, select
 

@@ -13,14 +13,16 @@ import torch
 from bench_gpu_host import measured
 from gpu_bench import Bench, decoding, filled, tick_floor
 
-from rwkv_es.engine import gpu, gpu_loop, gpu_trial
-from rwkv_es.engine.batch import agreeing
+from rwkv_es.engine import gpu_loop
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.es.strategy import ES
 from rwkv_es.es.update import Rule, Updater, checksum
+from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu import trial as gpu_trial
+from rwkv_es.model.batch import agreeing
 from rwkv_es.model.forward import Model, draw_factors
+from rwkv_es.model.sampler import Sampling, sample
 from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import StepNoise, gpu_kernels, hash_key, normal_table, table_values
 

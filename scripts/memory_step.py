@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine import cpu, memory
-from rwkv_es.engine.batch import MULTIPLES, padded
+from rwkv_es.cpu import engine as cpu
+from rwkv_es.engine import memory
 from rwkv_es.es.strategy import ES
+from rwkv_es.model.batch import MULTIPLES, padded
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.model.weights import Factors

@@ -28,9 +28,9 @@ from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import make_stops
-from rwkv_es.model.checkpoint import load, save
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import load_tokenizer
+from rwkv_es.pretrained.checkpoint import load, save
+from rwkv_es.pretrained.tokenizer import load_tokenizer
 from rwkv_es.task import Problem
 from tasks.countdown_mini.task import MAX_NEW, answer_after, problems, reward, search
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.engine.stops import cut, make_stops
-from rwkv_es.model.tokenizer import load_tokenizer
+from rwkv_es.pretrained.tokenizer import load_tokenizer
 from rwkv_es.task.task import load_task, opening, render
 
 Answer = dict[str, Any]

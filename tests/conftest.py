@@ -3,7 +3,7 @@ are asked for, and tests of last bits skip where the machine's library does not 
 
 import pytest
 
-from rwkv_es.engine.batch import choose_blas_mode
+from rwkv_es.model.batch import choose_blas_mode
 
 choose_blas_mode()  # before torch is loaded
 

@@ -10,7 +10,7 @@ from typing import Any
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config, model_name, to_dict
 from rwkv_es.errors import ConfigError
-from rwkv_es.texts import expanded, read_text
+from rwkv_es.system.texts import expanded, read_text
 
 RUN_CONFIG = "config.yaml"
 LARGEST_BYTES = 1 << 20  # of a file of options

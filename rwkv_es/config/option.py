@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.errors import ConfigError
-from rwkv_es.texts import all_expanded, expanded, shown
+from rwkv_es.system.texts import all_expanded, expanded, shown
 
 # Whether an option may change when a run continues: "free": it never changes the weights; "fork": only in a fork,
 # before its first own step; "same": never, since the weights of past steps are a function of it.

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES
-from rwkv_es.engine.batch import MULTIPLES, padded
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.errors import ConfigError
-
-_SAMPLE_SHIFT = MOST_NEW.bit_length() - 1  # noise counter word 0 = position + sample << 20
+from rwkv_es.model.batch import MULTIPLES, padded
+from rwkv_es.model.sampler import Sampling
 
 
 class Decoding(NamedTuple):
@@ -44,12 +42,6 @@ class Rollout(NamedTuple):
     completions: list[Completion]
     num_ticks: int
     num_read: int  # tokens read by active rows: prompts and samples
-
-
-def counter_of(request: Request) -> tuple[int, int, int, int]:
-    """Return the counter of the noise by which a request's first token is sampled; word 0 counts the tokens."""
-    pair = request.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
-    return request.sample << _SAMPLE_SHIFT, request.problem, pair, request.step
 
 
 def refuse_too_much(requests: Sequence[Request]) -> None:

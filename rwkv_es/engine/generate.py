@@ -7,13 +7,13 @@ import torch
 
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import examined, rollout
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import Tokenizer
+from rwkv_es.model.sampler import Sampling
 from rwkv_es.model.weights import BASE, Factors, Members
+from rwkv_es.pretrained.tokenizer import Tokenizer
 
 _multiples: dict[tuple[object, ...], int] = {}  # of rows, by all that they follow from
 

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from rwkv_es.engine.batch import agreeing, padded
 from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, next_fork
-from rwkv_es.engine.gpu_slots import Engine, Entry, GpuSlots, Sizes
-from rwkv_es.engine.loop_kernels import BROKEN, NOTHING
 from rwkv_es.engine.memory import most_saved
 from rwkv_es.engine.scheduler import Pool, Prefix, Request, longest_first
 from rwkv_es.engine.stops import distinct
+from rwkv_es.gpu.loop_kernels import BROKEN, NOTHING
+from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Sizes
+from rwkv_es.model.batch import agreeing, padded
 from rwkv_es.model.weights import Factors
 
 AHEAD = 2  # ticks under way that the host has not heard of

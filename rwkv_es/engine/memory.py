@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rwkv_es.engine.batch import MULTIPLES, padded
+from rwkv_es.model.batch import MULTIPLES, padded
 from rwkv_es.model.layout import HEAD_SIZE, Arch, expected_shapes
 from rwkv_es.noise.targets import Target, select
 

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine import cpu, gpu, gpu_trial
-from rwkv_es.engine.batch import Verdict, examine
-from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, counter_of, next_fork, refuse_too_much
-from rwkv_es.engine.penalties import penalties_of
-from rwkv_es.engine.sampler import largest, sample
+from rwkv_es.cpu import engine as cpu
+from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, next_fork, refuse_too_much
 from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.errors import ConfigError
+from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu import trial as gpu_trial
 from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.checkpoint import Arch
+from rwkv_es.model.batch import Verdict, examine
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
+from rwkv_es.model.penalties import penalties_of
+from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
+from rwkv_es.pretrained.checkpoint import Arch
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens
@@ -255,7 +257,7 @@ class _Rows:
             assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
                 f"no factors of {request.member}"
             )
-        self.counter[slot] = counter_of(request)
+        self.counter[slot] = request.counter
         self.member[slot] = request.member
         if self.penalties is not None:
             self.penalties.start_(slot)

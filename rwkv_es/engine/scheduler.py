@@ -4,9 +4,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rwkv_es.config.option import MOST_NEW
 from rwkv_es.engine.memory import most_saved
 from rwkv_es.engine.stops import Stops
 
+_SAMPLE_SHIFT = MOST_NEW.bit_length() - 1  # noise counter word 0 = position + sample << 20
 Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has read
 
 
@@ -22,6 +24,12 @@ class Request(NamedTuple):
     forks: tuple[int, ...] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
     stops: Stops | None = None  # where it ends; None: the decoding's
     id: int = -1  # its place in the list of requests; `rollout` sets it
+
+    @property
+    def counter(self) -> tuple[int, int, int, int]:
+        """The counter of the noise by which its first token is sampled; word 0 counts the tokens."""
+        pair = self.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
+        return self.sample << _SAMPLE_SHIFT, self.problem, pair, self.step
 
 
 class Admission(NamedTuple):

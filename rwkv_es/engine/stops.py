@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rwkv_es.model.tokenizer import Tokenizer
+from rwkv_es.pretrained.tokenizer import Tokenizer
 
 
 class Stops(NamedTuple):

@@ -19,11 +19,11 @@ from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
 from rwkv_es.es.schedule import decay
 from rwkv_es.es.update import Rule, Updater, checksum
-from rwkv_es.model.checkpoint import Params
 from rwkv_es.model.forward import Model, draw_factors, with_initial_state
 from rwkv_es.model.weights import Members
 from rwkv_es.noise.factors import Noise, StepNoise
 from rwkv_es.noise.targets import select
+from rwkv_es.pretrained.checkpoint import Params
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
 OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")

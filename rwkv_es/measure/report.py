@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rwkv_es.files import read_sound_lines, replace, writing
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, read_metrics
 from rwkv_es.run.made import making
+from rwkv_es.system.files import read_sound_lines, replace, writing
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 52, 24  # of a chart, in pixels; margins for the labels
 _NUM_SAMPLES = 6

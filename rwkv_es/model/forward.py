@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rwkv_es.model.checkpoint import Arch, Params
+from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.model.wkv import wkv_
 from rwkv_es.noise.factors import StepNoise, sign

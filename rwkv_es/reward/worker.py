@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rwkv_es.errors import RwkvEsError, cause
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
-from rwkv_es.streams import make_unfailing
+from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 
 MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rwkv_es import __version__
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError
-from rwkv_es.model.checkpoint import Params
+from rwkv_es.pretrained.checkpoint import Params
 from rwkv_es.run.identity import BY_CONTENT, without_folders
 from rwkv_es.run.launcher import has_store, on_sigterm
 

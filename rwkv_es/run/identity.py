@@ -17,8 +17,8 @@ from rwkv_es.config.file import parse_yaml
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config
 from rwkv_es.errors import ConfigError
-from rwkv_es.model import checkpoint
-from rwkv_es.model.tokenizer import Tokenizer
+from rwkv_es.pretrained import checkpoint
+from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.task.task import Generated, Problem, Task
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.

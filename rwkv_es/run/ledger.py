@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkv_es import files
 from rwkv_es.config.options import PROVENANCE, model_name
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
-from rwkv_es.lock import Lock
-from rwkv_es.model import checkpoint
+from rwkv_es.pretrained import checkpoint
 from rwkv_es.run import made
 from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, made_by_a_run, provenance, read_config
 from rwkv_es.run.record import in_memory, sealed, stream
@@ -36,6 +34,8 @@ from rwkv_es.run.snapshots import (
     save_snapshot,
     snapshot_steps,
 )
+from rwkv_es.system import files
+from rwkv_es.system.lock import Lock
 
 _OUTPUTS = ("config.yaml", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "snapshots", "tensorboard")
 

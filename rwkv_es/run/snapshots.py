@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rwkv_es import __version__, files
+from rwkv_es import __version__
 from rwkv_es.errors import CheckpointError
 from rwkv_es.es.update import checksum
-from rwkv_es.model import checkpoint
+from rwkv_es.pretrained import checkpoint
+from rwkv_es.system import files
 
 _FILES = ("model.pth", "optimizer.pt")
 

@@ -5,8 +5,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rwkv_es.errors import ConfigError
+from rwkv_es.system.texts import read_text
 from rwkv_es.task.task import SYSTEM, Problem, Task, opening, render, template_named, unix_lines
-from rwkv_es.texts import read_text
 
 _GAP = "\n\n"  # between an example and what follows
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.likelihood import NOT_FINITE
-from rwkv_es.engine.penalties import Penalties, penalties_of
-from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, forward, logits, new_state, reset_rows_, unperturbed
-from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
+from rwkv_es.model.penalties import Penalties, penalties_of
+from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
 from rwkv_es.task.task import opening, render, template_named
 

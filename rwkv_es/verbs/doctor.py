@@ -15,7 +15,7 @@ from rwkv_es.es.fitness import combine, has_signal
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import as_numbers, count
-from rwkv_es.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
+from rwkv_es.measure.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Session,

@@ -17,9 +17,9 @@ from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
-from rwkv_es.model.tokenizer import END_ID, Tokenizer, load_tokenizer
+from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
-from rwkv_es.texts import read_text
+from rwkv_es.system.texts import read_text
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time
 

@@ -8,7 +8,6 @@ from typing import Any
 from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import examined
 from rwkv_es.errors import ConfigError
-from rwkv_es.files import append, refuse_existing
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count
@@ -25,6 +24,7 @@ from rwkv_es.session import (
     steady,
     warn_if_unsteady,
 )
+from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.drift import drift, with_base
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import checksum
-from rwkv_es.files import writing
-from rwkv_es.model import checkpoint
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
-from rwkv_es.model.tokenizer import json_beside
+from rwkv_es.pretrained import checkpoint
+from rwkv_es.pretrained.tokenizer import json_beside
 from rwkv_es.run.identity import ENGINE_DTYPE, read_config
 from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.made import making
 from rwkv_es.run.record import read_steps
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
+from rwkv_es.system.files import writing
 
 _SUFFIXES = (".pth", ".safetensors")
 _TOKENIZER, _STATE = ".tokenizer.json", "-state.pth"  # ends of the names beside an export

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_es import files
 from rwkv_es.config.options import PROVENANCE, Config, build
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.es.update import checksum
-from rwkv_es.model import checkpoint
+from rwkv_es.pretrained import checkpoint
 from rwkv_es.run.identity import FORKED_AT, config_text, read_config
 from rwkv_es.run.record import chained, read_steps, unpacked
 from rwkv_es.run.snapshots import Snapshot, read_snapshot, save_snapshot, snapshot_steps
 from rwkv_es.session import open_model
+from rwkv_es.system import files
 
 
 def replay(config: Config) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from rwkv_es.config.combinations import idle_here
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
-from rwkv_es.engine.batch import Verdict
 from rwkv_es.engine.rollout import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
@@ -19,9 +18,11 @@ from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import readable, step_line
 from rwkv_es.measure.health import advise_without_signal, refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
+from rwkv_es.measure.preflight import preflight
 from rwkv_es.measure.progress import progress
 from rwkv_es.measure.tracker import open_tracker
-from rwkv_es.preflight import preflight
+from rwkv_es.model.batch import Verdict
+from rwkv_es.planning.out_of_memory import explaining_out_of_memory
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.identity import ENGINE_DTYPE, contents, in_words
@@ -41,7 +42,6 @@ from rwkv_es.session import (
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import Problem, Task
-from rwkv_es.verbs.plan import explaining_out_of_memory
 from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, restore, say_failure, say_where
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rwkv_es.config.option import nearest
 from rwkv_es.errors import TaskError
-from rwkv_es.files import replace, writing
+from rwkv_es.system.files import replace, writing
 from rwkv_es.task import Problem
 from rwkv_es.task.answers import final_part, last_tagged
 

@@ -9,11 +9,11 @@ from checkpoints import random_params
 
 from rwkv_es.engine.memory import Load, Memory, most_slots, needed, targets_of
 from rwkv_es.es.update import Rule, Updater
-from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model, draw_factors, new_state, with_initial_state
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.noise.factors import Noise
 from rwkv_es.noise.targets import UNUSED
+from rwkv_es.pretrained.checkpoint import Arch
 
 ARCH = Arch(2, 128, 2, 64, 1000, 512, 8, 8, 8, 16)
 BIG = Arch(32, 4096, 64, 64, 65536, 16384, 128, 128, 96, 480)

@@ -18,14 +18,15 @@ from models import make_model, random_tokens
 from perturbed import noise_of
 from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
-from rwkv_es.engine import gpu, gpu_loop
-from rwkv_es.engine.decoding import Completion, Decoding, counter_of
-from rwkv_es.engine.gpu_slots import GpuSlots, Sizes
+from rwkv_es.engine import gpu_loop
+from rwkv_es.engine.decoding import Completion, Decoding
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.sampler import Sampling, sample
 from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu.slots import GpuSlots, Sizes
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors
+from rwkv_es.model.sampler import Sampling, sample
 from rwkv_es.noise.factors import hash_key
 
 
@@ -248,7 +249,7 @@ def test_tokens_are_chosen_as_by_the_reference(temperature, num_words, monkeypat
         torch.full((rows,), 9, dtype=torch.int32, device=DEVICE),
         torch.zeros(rows, dtype=torch.int64, device=DEVICE),
         torch.zeros(rows, device=DEVICE),
-        torch.tensor([counter_of(request)] * rows, device=DEVICE),
+        torch.tensor([request.counter] * rows, device=DEVICE),
         torch.zeros(rows, 4, dtype=torch.int32, device=DEVICE),
         torch.zeros(rows, 9, dtype=torch.int32, device=DEVICE),
     )

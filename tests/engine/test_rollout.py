@@ -6,10 +6,10 @@ from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
 from rwkv_es.engine.decoding import Decoding
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request, with_forks
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import draw_factors
+from rwkv_es.model.sampler import Sampling
 from rwkv_es.noise.factors import Noise, select
 
 

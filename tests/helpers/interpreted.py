@@ -17,7 +17,8 @@ with pytest.MonkeyPatch.context() as environment:
         ImportError
     ):  # Triton imports it at the first launch, where Python 3.10 stumbles over what is replaced
         import triton.experimental.gluon  # noqa: F401
-    from rwkv_es.engine import gpu_kernels, loop_kernels  # noqa: F401
+    from rwkv_es.gpu import kernels as gpu_kernels  # noqa: F401
+    from rwkv_es.gpu import loop_kernels  # noqa: F401
     from rwkv_es.noise import gpu_kernels as noise_kernels  # noqa: F401
 
 

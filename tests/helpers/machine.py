@@ -8,7 +8,7 @@ import torch
 from checkpoints import random_params
 
 from rwkv_es import load_model
-from rwkv_es.engine.batch import MULTIPLES, Verdict, advice, examine
+from rwkv_es.model.batch import MULTIPLES, Verdict, advice, examine
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import infer
 

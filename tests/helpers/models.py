@@ -3,7 +3,6 @@
 import torch
 from checkpoints import random_params
 
-from rwkv_es.model import checkpoint
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import (
     Model,
@@ -11,6 +10,7 @@ from rwkv_es.model.forward import (
     reset_rows_,
 )
 from rwkv_es.model.weights import Weights
+from rwkv_es.pretrained import checkpoint
 
 KINDS = {
     "matrices": {"matrices": 1.0},

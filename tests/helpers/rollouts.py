@@ -3,9 +3,9 @@
 import numpy as np
 from models import random_tokens
 
-from rwkv_es.engine.sampler import Sampling
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
+from rwkv_es.model.sampler import Sampling
 
 V = 64
 

@@ -3,8 +3,8 @@
 from checkpoints import random_params
 
 from rwkv_es.es.strategy import ES
-from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model
+from rwkv_es.pretrained.checkpoint import Arch
 
 ARCH = Arch(2, 64, 1, 64, 32, 256, 8, 8, 8, 8)
 

@@ -18,7 +18,7 @@ from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import advise_without_signal, watch_broken, watch_unperturbed
 from rwkv_es.measure.metrics import StepCounts
-from rwkv_es.model.checkpoint import load, save
+from rwkv_es.pretrained.checkpoint import load, save
 from rwkv_es.run.record import read_steps
 from rwkv_es.session import Answers
 

@@ -8,7 +8,7 @@ import torch
 from checkpoints import random_params
 from models import KINDS, decode, make_model, random_tokens, written_out
 
-from rwkv_es.engine import cpu
+from rwkv_es.cpu import engine as cpu
 from rwkv_es.model import int8
 from rwkv_es.model.forward import (
     Model,

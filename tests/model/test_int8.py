@@ -10,9 +10,9 @@ from rwkv_es.config.options import Config
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model import int8
-from rwkv_es.model.checkpoint import load
 from rwkv_es.model.forward import Model, draw_factors, perturb, unperturbed, with_initial_state
 from rwkv_es.noise.factors import Noise, hash_key, select
+from rwkv_es.pretrained.checkpoint import load
 from rwkv_es.run.snapshots import read_snapshot
 from rwkv_es.session import open_model
 from rwkv_es.verbs.evaluate import evaluate

@@ -7,7 +7,7 @@ from checkpoints import random_params
 from places import DATA
 
 from rwkv_es.cli import main
-from rwkv_es.model.checkpoint import save
+from rwkv_es.pretrained.checkpoint import save
 from rwkv_es.task import Problem
 
 SMALL = "--steps 2 --population 4 --prompts 2 --max-new 6 --eval-size 2 --engine torch --threads 1 --temperature 1 --sigma 0.2 --lr 0.1 --tracker none"

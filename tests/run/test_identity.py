@@ -7,7 +7,7 @@ import pytest
 from places import ROOT
 
 from rwkv_es.config.options import Config
-from rwkv_es.model.tokenizer import load_tokenizer
+from rwkv_es.pretrained.tokenizer import load_tokenizer
 from rwkv_es.run.identity import contents, without_folders
 from rwkv_es.task.task import Generated, Problem, load_task
 
@@ -23,7 +23,7 @@ def reward(problem, text):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from rwkv_es.model.checkpoint import resolve
+    from rwkv_es.pretrained.checkpoint import resolve
 
     return load_tokenizer("auto", resolve("tiny"), 115)
 

@@ -17,10 +17,11 @@ from rwkv_es.engine.rollout import _Rows
 from rwkv_es.engine.scheduler import Move, Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum, gradient
-from rwkv_es.model import checkpoint, int8
-from rwkv_es.model.checkpoint import Arch
+from rwkv_es.model import int8
 from rwkv_es.model.forward import Model, draw_factors
 from rwkv_es.noise.factors import Noise, select
+from rwkv_es.pretrained import checkpoint
+from rwkv_es.pretrained.checkpoint import Arch
 
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))

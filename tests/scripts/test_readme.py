@@ -11,7 +11,7 @@ from places import ROOT
 
 from rwkv_es import cli
 from rwkv_es.config.options import Config
-from rwkv_es.model.header import resolve
+from rwkv_es.pretrained.header import resolve
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from rwkv_es.cli import main
-from rwkv_es.model.checkpoint import resolve
-from rwkv_es.model.tokenizer import load_tokenizer
+from rwkv_es.pretrained.checkpoint import resolve
+from rwkv_es.pretrained.tokenizer import load_tokenizer
 from rwkv_es.task import load_task
 
 pytestmark = pytest.mark.skipif(

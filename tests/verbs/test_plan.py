@@ -13,11 +13,12 @@ from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
-from rwkv_es.measure.planning import alternatives, disk_of, make_plan, walk, wire_bytes
-from rwkv_es.model.checkpoint import Arch
 from rwkv_es.model.forward import Model
-from rwkv_es.model.header import SIZES
-from rwkv_es.verbs.plan import duration, explaining_out_of_memory, plan_lines, size
+from rwkv_es.planning.out_of_memory import explaining_out_of_memory
+from rwkv_es.planning.plan import alternatives, disk_of, make_plan, walk, wire_bytes
+from rwkv_es.planning.text import duration, plan_lines, size
+from rwkv_es.pretrained.checkpoint import Arch
+from rwkv_es.pretrained.header import SIZES
 
 CARDS = ("rtx4090-24", "l40s-48", "h100-80", "h200-141")
 

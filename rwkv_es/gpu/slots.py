@@ -1,0 +1,208 @@
+"""The slots of the token loop on a GPU: a tick of all of them is one piece of work that the host repeats unseen.
+
+Nothing but tokens comes back, and nothing but requests goes there. A tick reads and writes at fixed addresses.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rwkv_es.gpu import loop_kernels as kernels
+from rwkv_es.model import penalties
+from rwkv_es.model.forward import Model, State, new_state, reset_rows_
+from rwkv_es.model.sampler import largest, sample
+from rwkv_es.model.weights import Factors, Weights
+from rwkv_es.noise.factors import hash_key
+
+if TYPE_CHECKING:
+    from rwkv_es.engine.decoding import Decoding
+    from rwkv_es.engine.scheduler import Request
+
+Work = Callable[[], None]
+
+
+class Engine(Protocol):
+    """What computes a tick: `gpu.GpuEngine`."""
+
+    model: Model
+    live: Tensor  # (S,) int32: the rows to be computed
+    capture: Callable[[Work], Work] | None
+
+    def read_(self, weights: Weights, tokens: Tensor, state: State) -> Tensor:
+        """Read one token per row, in place: (S,) int64 -> (S,C)."""
+
+    def logits(self, weights: Weights, x: Tensor) -> Tensor:
+        """Apply the LM head: (S,C) -> (S,V) fp32."""
+
+
+class Sizes(NamedTuple):
+    """How much room there is."""
+
+    slots: int
+    prompt: int  # tokens
+    written: int  # tokens
+    saved: int  # states of shared prefixes
+    ahead: int  # ticks that are under way at a time
+    num_words: int  # of the vocabulary that may be sampled
+
+
+class Entry(NamedTuple):
+    """A request that enters a slot, having read so many tokens: their state was saved at `saved`; -1: none was."""
+
+    place: int
+    request: "Request"
+    num_read: int
+    saved: int
+
+
+class GpuSlots:
+    """What is in the slots, and the ticks that go over the first so many of them."""
+
+    def __init__(self, engine: Engine, factors: Factors | None, sizes: Sizes, decoding: "Decoding") -> None:
+        model = engine.model
+        device, like = model.like.device, model.like
+        self.engine, self.factors, self.sizes = engine, factors, sizes
+        self.sampling, self.end_id = decoding.sampling, decoding.stops.end_id
+        self.state, self.saved = new_state(model, sizes.slots), new_state(model, max(sizes.saved, 1))
+
+        def numbers(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(sizes.slots, *shape, dtype=dtype, device=device)
+
+        self.slots = kernels.Slots(
+            live=engine.live[: sizes.slots],
+            position=numbers(),
+            length=numbers(),
+            limit=numbers(),
+            direction=numbers(dtype=torch.int64),
+            sign=numbers(dtype=like.dtype),
+            counter=numbers(4, dtype=torch.int64),
+            prompt=numbers(max(sizes.prompt, 1)),
+            written=numbers(max(sizes.written, 1)),
+        )
+        self.tokens, self.heard = numbers(dtype=torch.int64), numbers()
+        self.key = torch.tensor(hash_key("sampling", self.sampling.seed), device=device)
+        self.penalises = self.sampling.has_penalties
+        self.amounts = penalties.counted(decoding.stops.token_bytes if self.penalises else (), device)
+        self.occurrence = numbers(max(sizes.written, 1) if self.penalises else 0, dtype=torch.float64)
+        self.has_initial_state = "blocks.0.att.time_state" in model.params
+        self.ticks: dict[int, tuple[Work, Work]] = {}  # by number of rows: what is repeated, and what holds its memory
+        is_gpu = device.type == "cuda"
+        self.ring = [torch.empty(sizes.slots, dtype=torch.int32, pin_memory=is_gpu) for _ in range(sizes.ahead + 1)]
+        self.events = [torch.cuda.Event() if is_gpu else None for _ in self.ring]
+        self.num_ticks = 0
+        self.slots.live.zero_()
+
+    def prepare(self, counts: Sequence[int]) -> None:
+        """Make the ticks over so many rows ready. Nobody is there yet, so that trying them changes nothing."""
+        for count in counts:
+            work = partial(self._tick_, count, self._weights(slice(count)))
+            if self.engine.capture is None:
+                self.ticks[count] = work, work
+            else:
+                work()  # compiles what it needs
+                self.ticks[count] = self.engine.capture(work), work
+
+    def tick_(self, count: int) -> int:
+        """Let the first `count` slots read a token each; return a number by which `listen` knows the tick."""
+        self.ticks[count][0]()
+        place = self.num_ticks % len(self.ring)
+        self.ring[place][:count].copy_(self.heard[:count], non_blocking=True)
+        if (event := self.events[place]) is not None:
+            event.record()
+        self.num_ticks += 1
+        return self.num_ticks - 1
+
+    def listen(self, tick: int, count: int) -> np.ndarray:
+        """Wait for a tick, one of the last ones, and return what its slots have written: (count,) int32."""
+        place = tick % len(self.ring)
+        if (event := self.events[place]) is not None:
+            event.synchronize()
+        return self.ring[place][:count].numpy()
+
+    def admit_(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
+        """Let requests enter slots, and the rows of others come to rest."""
+        if entries or stopped:
+            kernels.admit(self.slots, self._sent(columns(entries, stopped, self.slots.prompt.shape[1], self.factors)))
+        if not entries:
+            return
+        saved = [(entry.saved, entry.place) for entry in entries]
+        self._copy_(self.state, self.saved, saved)
+        fresh = [place for source, place in saved if source < 0]
+        if self.has_initial_state and fresh:
+            rows = self._sent(np.array(fresh, np.int64))
+            reset_rows_(self.state, self._weights(rows), rows)
+
+    def save_(self, places: Sequence[tuple[int, int]]) -> None:
+        """Save the states of some slots: (slot, where)."""
+        self._copy_(self.saved, self.state, places)
+
+    def move_(self, places: Sequence[tuple[int, int]]) -> None:
+        """Move rows to slots where nobody is: (from, to)."""
+        self._copy_(self.state, self.state, places)
+        pairs = self._sent(np.array(places, np.int64))
+        for column in (*self.slots, self.occurrence):
+            column[pairs[:, 1]] = column[pairs[:, 0]]
+        self.slots.live[pairs[:, 0]] = 0
+
+    def _tick_(self, count: int, weights: Weights) -> None:
+        slots = kernels.Slots(*(column[:count] for column in self.slots))
+        kernels.choose_tokens(self.tokens[:count], slots)
+        x = self.engine.read_(weights, self.tokens[:count], self.state.rows(slice(count)))
+        scores, heard = self.engine.logits(weights, x), self.heard[:count]
+        choice = kernels.Choice(scores, self.key, self.sizes.num_words, self.sampling.temperature, self.end_id)
+        if self.penalises:
+            text = self._text(slots)
+            penalties.penalise_(scores, text, self.sampling)
+        if self.sampling.is_cut:
+            kernels.note_tokens(heard, slots, self._sampled(scores[:, : self.sizes.num_words], slots), choice)
+        else:
+            kernels.write_tokens(heard, slots, choice)
+        if self.penalises:
+            penalties.note_(text, heard, self.amounts, self.sampling)
+
+    def _text(self, slots: kernels.Slots) -> penalties.Text:
+        """Return what the slots have written before this tick's token."""
+        count = (slots.position + 1 - slots.length).clamp_(min=0).long()
+        return penalties.Text(slots.written, count, self.occurrence[: len(count)])
+
+    def _sampled(self, scores: Tensor, slots: kernels.Slots) -> Tensor:
+        """Choose a token for every row (S,V), due or not: (S,); -1: the logits are not finite."""
+        counter = slots.counter.clone()
+        counter[:, 0] += (slots.position + 1 - slots.length).clamp_(min=0)
+        tokens = sample(scores, self.sampling, counter)
+        return torch.where(torch.isfinite(largest(scores, tokens, self.sampling)), tokens, -1)
+
+    def _weights(self, rows: slice | Tensor) -> Weights:
+        model = self.engine.model
+        weights = Weights(model.params, scales=model.scales)
+        if self.factors is None:
+            return weights
+        return weights._replace(factors=self.factors, direction=self.slots.direction, sign=self.slots.sign).rows(rows)
+
+    def _copy_(self, target: State, source: State, places: Sequence[tuple[int, int]]) -> None:
+        pairs = self._sent(np.array(places, np.int64))
+        for part, other in zip(target, source):
+            kernels.copy_rows(part, other, pairs)
+
+    def _sent(self, values: np.ndarray) -> Tensor:
+        """Copy numbers to the device; it need not wait for them."""
+        tensor: Any = torch.from_numpy(values)
+        device = self.engine.model.like.device
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def columns(entries: Sequence[Entry], stopped: Sequence[int], longest: int, factors: Factors | None) -> np.ndarray:
+    """Return what `loop_kernels.admit` reads: (n,NUM_COLUMNS + longest) int32."""
+    found = np.zeros((len(entries) + len(stopped), kernels.NUM_COLUMNS + longest), np.int64)
+    for row, (place, request, num_read, _) in zip(found, entries):
+        direction = 0 if factors is None else request.member // 2 - factors.first
+        assert factors is None or 0 <= direction < factors.num_directions, f"no factors of {request.member}"
+        sizes, sign = (num_read, len(request.prompt), request.max_new), 1 - 2 * (request.member % 2)
+        row[: kernels.NUM_COLUMNS] = (place, 1, *sizes, direction, sign, *request.counter)
+        row[kernels.NUM_COLUMNS : kernels.NUM_COLUMNS + len(request.prompt)] = request.prompt
+    found[len(entries) :, kernels.PLACE] = stopped
+    return found.astype(np.uint32).view(np.int32)

@@ -1,0 +1,64 @@
+"""Whether the Triton engine may be used on its own account: it is there, it can, and it agrees with plain torch."""
+
+import torch
+from torch import Tensor
+
+from rwkv_es.gpu import engine as gpu
+from rwkv_es.model import forward as torch_engine
+from rwkv_es.model.batch import MULTIPLES
+from rwkv_es.model.forward import Model, new_state, reset_rows_
+from rwkv_es.model.weights import Factors, Weights
+
+_ROWS, _TOKENS = MULTIPLES[0], 3
+_MOST = {torch.float32: 1e-3, torch.bfloat16: 6e-2}  # relative; of bf16 torch rounds after every operation
+
+_found: dict[tuple[object, ...], str] = {}  # what was found out, once per process
+
+
+def reason_against(model: Model, factors: Factors | None) -> str:
+    """Return why plain torch is used instead; "": it runs, and a few rows' logits are torch's up to rounding."""
+    like = model.like
+    if factors is not None:  # a few directions are enough
+        a, b = ({name: factor[:2] for name, factor in side.items()} for side in (factors.a, factors.b))
+        factors = factors._replace(a=a, b=b)
+    key = model.arch, like.dtype, like.device, bool(model.scales), tuple(factors.scale) if factors else ()
+    if key not in _found:
+        _found[key] = _reason(model, factors)
+    return _found[key]
+
+
+def _reason(model: Model, factors: Factors | None) -> str:
+    if missing := gpu.what_is_missing():
+        return missing
+    if not gpu.is_able(model, factors):
+        return "it has no kernels for these weights or targets"
+    try:
+        apart = _difference(model, factors)
+    except Exception as error:  # noqa: BLE001  compilers and drivers fail in many ways; torch goes on
+        text = " ".join(str(error).split()) or type(error).__name__
+        return f"its kernels cannot be made or run here: {text[:200]}"
+    most = _MOST[model.like.dtype]
+    return "" if apart <= most else f"its logits differ from torch's by {apart:.1%} of their size (at most {most:.1%})"
+
+
+def _difference(model: Model, factors: Factors | None) -> float:
+    """Let both engines read a few tokens in a few rows; return how far their logits are apart, of torch's size."""
+    device = model.like.device
+    rows = torch.arange(_ROWS, device=device)
+    weights = torch_engine.unperturbed(model)
+    if factors is not None and factors.num_directions:
+        weights = torch_engine.perturb(model, factors, 2 * factors.first + rows % (2 * factors.num_directions))
+    expected = _logits(torch_engine, model, weights)
+    with gpu.running(model, factors, _ROWS) as engine:
+        found = _logits(engine, model, weights)
+    return float((found - expected).norm() / expected.norm())
+
+
+def _logits(engine: object, model: Model, weights: Weights) -> Tensor:
+    rows, state, scores = torch.arange(_ROWS, device=model.like.device), new_state(model, _ROWS), []
+    reset_rows_(state, weights, rows)
+    for t in range(_TOKENS):
+        tokens = (rows * 7919 + t * 104729 + 1) % model.arch.n_vocab
+        x = engine.forward(weights, model.arch, tokens, state)  # type: ignore[attr-defined]
+        scores.append(engine.logits(weights, x))  # type: ignore[attr-defined]
+    return torch.stack(scores)

@@ -1,0 +1,168 @@
+"""A plan as text: what a run takes, then what to change."""
+
+import math
+
+from rwkv_es.config.options import Config
+from rwkv_es.noise.targets import Target
+from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, walk, wire_bytes
+
+WALK_PROPOSED, WALK_PUBLISHED = 1e-3, 2e-3  # of a weight, over a run; published: EGGROLL's runs
+_PARTS = {
+    "program": "program and libraries",
+    "weights": "weights",
+    "masters": "fp32 masters",
+    "optimizer": "optimiser",
+    "factors": "factors",
+    "states": "states",
+    "saved": "states of shared prefixes",
+    "packed": "factors in the kernels' order",
+    "scratch": "workspace",
+    "logits": "logits and sampling",
+}
+
+
+def plan_lines(made: Plan) -> list[str]:
+    """Return a plan as text: what it takes, then what to change."""
+    return [*_head(made), *_memory(made), *_flight(made), *_disk(made), *_time(made), *_walk(made.config)]
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes: 950 B, 12.3 kB, 4.56 MB, 14.4 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5 or unit == "TB":
+            break
+        num_bytes /= 1000
+    digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
+    return f"{num_bytes:.{digits}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: 0.12 s, 34 s, 5.6 min, 7.8 h."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def _head(made: Plan) -> list[str]:
+    config, load = made.config, made.load
+    weights = sum(_entries(target) for target in made.targets.values())
+    devices = f"{made.num_devices} x {made.device.name}" if made.num_devices > 1 else made.device.name
+    return [
+        f"{made.header.name} on {devices}: {load.dtype}{', int8 matrices' if load.quantize == 'int8' else ''}, engine "
+        f"{load.engine}, {load.state_dtype} states; {_millions(weights)} weights are trained",
+        f"population {config.population} x prompts {config.prompts} x samples {config.samples} = "
+        f"{made.asked.answers:,} answers a step, of at most {made.asked.new_tokens} tokens after prompts of "
+        f"{made.asked.prompt_tokens} (--prompt-tokens)",
+    ]
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.0f} million" if number > 99e6 else f"{number / 1e6:.2g} million"
+
+
+def _entries(target: Target) -> int:
+    entries = target.p * target.q
+    for number in target.batch:
+        entries *= number
+    return entries
+
+
+def _memory(made: Plan) -> list[str]:
+    memory = made.memory
+    each = "per process" if made.num_devices > 1 else "in all"
+    parts = [f"  {text:<30}{size(getattr(memory, name)):>9}" for name, text in _PARTS.items() if getattr(memory, name)]
+    limit = f" of {size(made.device.memory)}" if made.device.memory else ""
+    verdict = "" if made.fits else ": DOES NOT FIT"
+    when = "answering" if memory.generating >= memory.update else "the update"
+    lines = [f"memory, {made.load.slots:,} in flight, {each}:", *parts]
+    if memory.update > memory.generating:
+        lines.append(f"  {'the update (no states then)':<30}{size(memory.update):>9}")
+    lines.append(f"  {'peak, while ' + when:<30}{size(memory.peak):>9}{limit}{verdict}")
+    if memory.host:
+        whole = f", {size(made.num_devices * memory.host)} for all" if made.num_devices > 1 else ""
+        lines.append(f"  {'in the host, besides':<30}{size(memory.host):>9}{whole}")
+    if made.config.reward_workers:
+        lines.append(f"  {'reward workers, about':<30}{size(made.config.reward_workers * WORKER_MEASURED):>9}")
+    return lines
+
+
+def _flight(made: Plan) -> list[str]:
+    if not made.device.memory:
+        return []
+    count, config = made.num_devices, made.config
+
+    def total(slots: int) -> str:
+        return f"{slots:,} per device, {slots * count:,} in all" if count > 1 else f"{slots:,}"
+
+    lines = [
+        f"most in flight: {total(made.most)}, with population {config.population}; {total(made.widest)}, with one "
+        "answer a member"
+    ]
+    if made.fits:
+        return lines
+    if made.most:
+        lines.append(f"  change: --slots {made.most}")
+    return lines + _changes(made)
+
+
+def _changes(made: Plan) -> list[str]:
+    found = [f"  change: {text} lets {slots:,} fit" for text, slots in alternatives(made).items()]
+    return found or ([] if made.most else ["  change: a device with more memory, or a smaller model"])
+
+
+def _disk(made: Plan) -> list[str]:
+    disk = disk_of(made)
+    lines = [
+        f"disk: {size(disk.total)} in the run folder: snapshots {made.config.keep} + the best + one being written of "
+        f"{size(disk.snapshot)}, the export {size(disk.export)}, ledger {size(disk.ledger)}; {size(disk.free)} are "
+        "free here"
+    ]
+    if disk.total > disk.free:
+        lines.append("  change: --keep 1, or --run FOLDER on a larger disk")
+    if made.num_devices > 1:
+        lines.append(f"network: {size(wire_bytes(made))} a step between all {made.num_devices} processes")
+    return lines
+
+
+def _time(made: Plan) -> list[str]:
+    if made.times is None:
+        what = "this CPU" if made.device.kind == "cpu" else made.device.name
+        return [
+            f"time: not known for {what}" + ("; add --measure (half a minute)" if made.device.kind == "cpu" else "")
+        ]
+    found, config, device = made.times, made.config, made.device
+    step = found.generate_s + found.update_s
+    kind = "measured rates" if device.is_measured else "predicted, not measured"
+    tick = found.tick
+    lines = [
+        f"time ({kind}): a step {duration(step)} at most = answers {duration(found.generate_s)} + update "
+        f"{duration(found.update_s)}; {found.tokens_per_s:,.0f} tokens/s read and written; {config.steps} steps "
+        f"{duration(config.steps * step)}{_evaluations(made)}",
+        f"  a tick {1e3 * tick.writing:.3g} ms = products {1e3 * tick.products:.3g} + states, factors and all else "
+        f"{1e3 * (tick.others + tick.rest):.3g} + logits {1e3 * tick.head:.3g}",
+        f"  from {device.flops / 1e9:,.0f} GFLOP/s and {device.bandwidth / 1e9:,.3g} GB/s",
+    ]
+    return lines
+
+
+def _evaluations(made: Plan) -> str:
+    if made.evaluation is None:
+        return ""
+    every, found = made.config.eval_every, made.evaluation.generate_s
+    return f", an evaluation of {made.config.eval_size} problems {duration(found)} (every {every} steps)"
+
+
+def _walk(config: Config) -> list[str]:
+    found = walk(config)
+    if found is None:
+        return []
+    step, total = found
+    noise = step / math.sqrt(config.prompts)
+    lines = [
+        f"walk: a step moves a weight by at most {step:.2g}, {step / config.sigma:.2g} sigma ({noise:.2g} by "
+        f"rewards of noise), {config.steps} steps as a random walk by {total:.2g}; stay below {WALK_PROPOSED:g} "
+        f"(published runs: about {WALK_PUBLISHED:g})"
+    ]
+    if total > WALK_PROPOSED:
+        lines.append(f"  change: --lr {config.lr * WALK_PROPOSED / total:.2g}, fewer steps, or a larger population")
+    return lines

@@ -1,0 +1,1 @@
+"""What a trained model comes as: its checkpoint and its tokenizer."""
