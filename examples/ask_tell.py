@@ -15,7 +15,7 @@ def score(problems, texts):
 def answer(problems, members=None):
     """Return the model's texts, or with members a row of texts for each."""
     prompts = [problem.prompt for problem in problems]
-    return generate(model, tokenizer, prompts, members, max_new_tokens=task.max_new, slots=512)
+    return generate(model, tokenizer, prompts, members, max_new_tokens=task.max_new_tokens, slots=512)
 
 
 held_out = task.problems("test")[:200]

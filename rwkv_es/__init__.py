@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rwkv_es.api import evaluate, export, load_task, train
     from rwkv_es.engine.generate import generate
     from rwkv_es.es.strategy import ES
-    from rwkv_es.model.sampler import Sampling
+    from rwkv_es.model.sampler import SamplingParams
     from rwkv_es.pretrained.load import load_model
     from rwkv_es.task import Problem
 
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ES",
     "Problem",
-    "Sampling",
+    "SamplingParams",
     "__version__",
     "evaluate",
     "export",
@@ -36,7 +36,7 @@ __all__ = [
 _PLACES = {
     "ES": "rwkv_es.es.strategy",
     "Problem": "rwkv_es.task",
-    "Sampling": "rwkv_es.model.sampler",
+    "SamplingParams": "rwkv_es.model.sampler",
     "generate": "rwkv_es.engine.generate",
     "load_model": "rwkv_es.pretrained.load",
     **dict.fromkeys(("evaluate", "export", "load_task", "train"), "rwkv_es.api"),

@@ -12,21 +12,21 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from rwkv_es.config.options import build
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.likelihood import Text, score
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
 
-MAX_NEW = 256  # tokens, if a task does not set it: the harness's own default
+MAX_NEW_TOKENS = 256  # tokens, if a task does not set it: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
 _KNOWN = {"until", "do_sample", "temperature", "top_p", "top_k", *_MAX_NEW_NAMES}
-GREEDY = Sampling()
+GREEDY = SamplingParams()
 _ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -79,9 +79,9 @@ class RwkvLM(LM):
         return f"rwkv-es-{self.tokenizer.n_vocab}"
 
     def _generate(self, contexts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-        until, max_new, sampling = read_options(options, self.config.seed)
+        until, max_new_tokens, sampling = read_options(options, self.config.seed)
         prompts = [self._prompt(context) for context in contexts]
-        asked = with_forks([Request(-1, i, prompt, max_new) for i, prompt in enumerate(prompts)])
+        asked = with_shared_prefixes([Request(-1, i, prompt, max_new_tokens) for i, prompt in enumerate(prompts)])
         completions = rollout(self.model, asked, self._decoding(until, sampling)).completions
         return [cut(self.tokenizer.decode(completion.tokens), until) for completion in completions]
 
@@ -89,9 +89,9 @@ class RwkvLM(LM):
         ids = tuple(self.tokenizer.encode(context))
         return (END_ID, *ids) if self.config.bos or not ids else ids
 
-    def _decoding(self, until: Sequence[str] = (), sampling: Sampling = GREEDY) -> Decoding:
+    def _decoding(self, until: Sequence[str] = (), sampling: SamplingParams = GREEDY) -> GenerationConfig:
         stops, config = make_stops(self.tokenizer, until), self.config
-        return Decoding(stops, sampling, config.slots or DEFAULT_SLOTS, config.engine, torch.get_num_threads())
+        return GenerationConfig(stops, sampling, config.slots or DEFAULT_SLOTS, config.engine, torch.get_num_threads())
 
     def _cache(self, name: str, requests: Sequence[Any], found: Sequence[Any]) -> None:
         for request, answer in zip(requests, found, strict=True):
@@ -112,7 +112,7 @@ def split(tokenizer: Tokenizer, context: str, continuation: str, has_bos: bool =
     return Text((END_ID, *ids), start + 1) if has_bos or start == 0 else Text(ids, start)
 
 
-def read_options(options: Mapping[str, Any], seed: int) -> tuple[tuple[str, ...], int, Sampling]:
+def read_options(options: Mapping[str, Any], seed: int) -> tuple[tuple[str, ...], int, SamplingParams]:
     """Return a task's generation options: where to stop, the longest answer, how to sample.
 
     Raises:
@@ -122,12 +122,12 @@ def read_options(options: Mapping[str, Any], seed: int) -> tuple[tuple[str, ...]
         raise ConfigError(f"unknown generation option {unknown[0]!r}; it may be {', '.join(sorted(_KNOWN))}")
     until = options.get("until") or []
     until = (until,) if isinstance(until, str) else tuple(until)
-    max_new = next((options[name] for name in _MAX_NEW_NAMES if options.get(name) is not None), MAX_NEW)
+    max_new_tokens = next((options[name] for name in _MAX_NEW_NAMES if options.get(name) is not None), MAX_NEW_TOKENS)
     temperature = float(options.get("temperature") or 0.0)
     if options.get("do_sample") is None:
         is_sampled = temperature > 0
     else:
         is_sampled = bool(options["do_sample"])
         temperature = temperature or 1.0
-    sampling = Sampling(seed, temperature, float(options.get("top_p") or 1.0), int(options.get("top_k") or 0))
-    return until, int(max_new), sampling if is_sampled else Sampling(seed)
+    sampling = SamplingParams(seed, temperature, float(options.get("top_p") or 1.0), int(options.get("top_k") or 0))
+    return until, int(max_new_tokens), sampling if is_sampled else SamplingParams(seed)

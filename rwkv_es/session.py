@@ -11,14 +11,14 @@ import torch
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.capacity import slots_of
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
-from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import Verdict, advice
 from rwkv_es.model.forward import Model
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import BASE, Members
 from rwkv_es.pretrained.checkpoint import Params
 from rwkv_es.pretrained.load import load_base
@@ -27,18 +27,18 @@ from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores
 from rwkv_es.task.mixture import load_tasks, overlap
-from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
+from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
 
 
 class Part(NamedTuple):
     """How the problems of one task are asked: the whole task, or a part of a mixture."""
 
-    opening: str
-    strings: tuple[str, ...]  # an answer ends before them
-    ends: tuple[str, ...]  # and after these
+    response_prefix: str
+    stop: tuple[str, ...]  # an answer ends before them
+    stop_included: tuple[str, ...]  # and after these
     stops: Stops
-    max_new: int
+    max_new_tokens: int
 
 
 class Session(NamedTuple):
@@ -50,7 +50,7 @@ class Session(NamedTuple):
     tokenizer: Tokenizer
     task: Task
     template: str  # of a mixture, as decoding.stops: of its first part
-    decoding: Decoding
+    decoding: GenerationConfig
     parts: tuple[Part, ...]
     prompting: Prompting
     has_bos: bool = False
@@ -70,7 +70,7 @@ class Answers(NamedTuple):
 
     @property
     def token_ids(self) -> list[list[int]]:
-        """The tokens of each answer, without its opening."""
+        """The tokens of each answer, without its response_prefix."""
         return [completion.tokens for completion in self.rollout.completions]
 
 
@@ -84,8 +84,8 @@ def open_session(config: Config, task: Task | None = None) -> Session:
     task = load_tasks(config.task, config.data) if task is None else task
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
     prompting = Prompting(config.template, config.system, config.shots)
-    parts = tuple(_part(part, tokenizer, prompting, config.max_new) for part in task.parts or (task,))
-    sampling = Sampling.of(config, config.seed)
+    parts = tuple(_part(part, tokenizer, prompting, config.max_new_tokens) for part in task.parts or (task,))
+    sampling = SamplingParams.of(config, config.seed)
     return Session(
         path,
         base,
@@ -93,7 +93,7 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         tokenizer,
         task,
         template_of(task, prompting),
-        Decoding(
+        GenerationConfig(
             parts[0].stops, sampling, slots_of(config, model), config.engine, config.threads or torch.get_num_threads()
         ),
         parts,
@@ -102,10 +102,12 @@ def open_session(config: Config, task: Task | None = None) -> Session:
     )
 
 
-def _part(task: Task, tokenizer: Tokenizer, prompting: Prompting, max_new: int) -> Part:
+def _part(task: Task, tokenizer: Tokenizer, prompting: Prompting, max_new_tokens: int) -> Part:
     strings = stops_of(task, prompting)
-    stops = make_stops(tokenizer, (*strings, *task.ends))
-    return Part(opening_of(task, prompting), strings, task.ends, stops, max_new or task.max_new)
+    stops = make_stops(tokenizer, (*strings, *task.stop_included))
+    return Part(
+        response_prefix_of(task, prompting), strings, task.stop_included, stops, max_new_tokens or task.max_new_tokens
+    )
 
 
 def open_model(config: Config) -> tuple[Path, Params, Model]:
@@ -177,7 +179,7 @@ def answer(
     prompts = [encode_prompt(session, problem) for problem in problems]
     parts = [part_of(session, problem) for problem in problems]
     requests = [
-        Request(member, index, prompt, parts[index].max_new, sample, members.step, stops=parts[index].stops)
+        Request(member, index, prompt, parts[index].max_new_tokens, sample, members.step, stops=parts[index].stops)
         for member in members.ids
         for index, prompt in enumerate(prompts)
         for sample in range(samples)
@@ -186,19 +188,19 @@ def answer(
     members_of = Counter(member // 2 for member in members.ids)  # one, or both of a mirrored pair
     texts = [""] * len(requests)
 
-    def hear(ended: Mapping[int, Completion]) -> None:
+    def on_finished(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
             texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
             if scorers is not None and completion.finish != "broken":
                 pair = requests[place].member // 2
                 group = Group((pair, requests[place].problem), members_of[pair] * samples)
-                scorers.take_(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
+                scorers.submit(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
         if ended:
             advance(len(ended))
         if scorers is not None:
-            scorers.tend_()
+            scorers.poll()
 
-    found = rollout(session.model, with_forks(requests), session.decoding, members.factors, hear)
+    found = rollout(session.model, with_shared_prefixes(requests), session.decoding, members.factors, on_finished)
     return Answers(answered, texts, found)
 
 
@@ -206,9 +208,9 @@ def collect(answers: Answers, scorers: RewardPool) -> Scores:
     """Wait for the scores of answers that were handed to `scorers`; broken ones have none.
 
     Raises:
-        RewardError: see `RewardPool.collect_`.
+        RewardError: see `RewardPool.gather`.
     """
-    scores = scorers.collect_()
+    scores = scorers.gather()
     rewards: list[float | None] = list(scores.rewards)
     for place in answers.broken:  # ascending, so that each finds its place
         rewards.insert(place, None)
@@ -239,4 +241,4 @@ def part_of(session: Session, problem: Problem) -> Part:
 
 
 def _text(session: Session, part: Part, tokens: Sequence[int]) -> str:
-    return part.opening + cut(session.tokenizer.decode(tokens), part.strings, part.ends)
+    return part.response_prefix + cut(session.tokenizer.decode(tokens), part.stop, part.stop_included)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkv_es.engine import gpu_loop
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.gpu_loop import Loop, counts_of
-from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import Stops, make_stops
 from rwkv_es.gpu.loop_kernels import NOTHING
 from rwkv_es.gpu.slots import Entry, columns
@@ -33,7 +33,7 @@ class Nothing:
         self.live, self.ring = np.zeros(slots, bool), [np.zeros(slots, np.int32) for _ in range(gpu_loop.AHEAD + 1)]
         self.num_ticks = self.num_live = 0
 
-    def tick_(self, count: int) -> int:
+    def tick(self, count: int) -> int:
         """Count one token read in every slot."""
         start = time.perf_counter()
         heard = self.ring[self.num_ticks % len(self.ring)]
@@ -53,18 +53,18 @@ class Nothing:
         """Return what a tick has written."""
         return self.ring[tick % len(self.ring)][:count]
 
-    def admit_(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
+    def admit(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
         """Put requests where they go; what would be sent to a GPU is laid out."""
         columns(entries, stopped, 180, None)
         for place, request, num_read, _ in entries:
             self.request[place], self.position[place] = request.id, num_read
-            self.length[place], self.limit[place], self.live[place] = len(request.prompt), request.max_new, True
+            self.length[place], self.limit[place], self.live[place] = len(request.prompt), request.max_new_tokens, True
         self.live[list(stopped)] = False
 
-    def save_(self, places: Sequence[tuple[int, int]]) -> None:
+    def save(self, places: Sequence[tuple[int, int]]) -> None:
         """Do nothing."""
 
-    def move_(self, places: Sequence[tuple[int, int]]) -> None:
+    def move(self, places: Sequence[tuple[int, int]]) -> None:
         """Move rows."""
         start, end = np.array(places).T
         for column in (self.request, self.position, self.length, self.limit, self.live):
@@ -83,9 +83,9 @@ def measured(slots: int, samples: int, most_new: int, num_requests: int) -> dict
         for k in [0]
     ]
     requests = [r._replace(sample=k) for r in requests for k in range(samples)]
-    requests = [r._replace(id=i) for i, r in enumerate(with_forks(requests))]
+    requests = [r._replace(id=i) for i, r in enumerate(with_shared_prefixes(requests))]
     device = Nothing(texts_of(rng, len(requests), most_new, stops), slots)
-    loop = Loop(device, requests, Decoding(stops, slots=slots), counts_of(slots, 8))
+    loop = Loop(device, requests, GenerationConfig(stops, slots=slots), counts_of(slots, 8))
     marks = []  # after every tick: when, how long the device took so far, whether all slots are taken
     found = loop.run(lambda ended: marks.append((time.perf_counter(), device.seconds, device.live.sum() > 0.9 * slots)))
     lasted = [(b[0] - a[0]) - (b[1] - a[1]) for a, b in itertools.pairwise(marks)]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from bench import medians_in_turns, peak_bytes, random_model
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
@@ -38,8 +38,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     model = random_model(options.layers, options.dim, options.vocab)
     lengths = read(options.lengths) if options.lengths else lognormal(options.requests, options.longest)
-    requests = [Request(member=-1, problem=i, prompt=(0,), max_new=length) for i, length in enumerate(lengths)]
-    decoding = Decoding(never(options.vocab), slots=options.slots, threads=options.threads)
+    requests = [Request(member=-1, problem=i, prompt=(0,), max_new_tokens=length) for i, length in enumerate(lengths)]
+    decoding = GenerationConfig(never(options.vocab), slots=options.slots, threads=options.threads)
     batches = [requests[start : start + options.slots] for start in range(0, len(requests), options.slots)]
     calls = {
         "refill": generate(model, [requests], decoding),
@@ -51,21 +51,23 @@ def main() -> int:
     return 0
 
 
-def generate(model: Model, batches: Sequence[Sequence[Request]], decoding: Decoding) -> Callable[[], None]:
+def generate(model: Model, batches: Sequence[Sequence[Request]], decoding: GenerationConfig) -> Callable[[], None]:
     """Return a call that generates the completions of one batch after the other, each to its full length."""
 
     def run() -> None:
         for batch in batches:
             completions = rollout(model, batch, decoding).completions
-            assert [len(completion.tokens) for completion in completions] == [request.max_new for request in batch]
+            assert [len(completion.tokens) for completion in completions] == [
+                request.max_new_tokens for request in batch
+            ]
 
     return run
 
 
 def to_the_longest(batch: Sequence[Request]) -> list[Request]:
     """Let all of a batch generate as many tokens as its longest."""
-    longest = max(request.max_new for request in batch)
-    return [request._replace(max_new=longest) for request in batch]
+    longest = max(request.max_new_tokens for request in batch)
+    return [request._replace(max_new_tokens=longest) for request in batch]
 
 
 def never(num_tokens: int) -> Stops:

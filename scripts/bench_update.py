@@ -50,12 +50,12 @@ def update(model: Model, noise: StepNoise, population: int, threads: int) -> Cal
     updater = Updater(model, list(noise.targets), Rule(), {})
     fitness = torch.randn(population, generator=torch.Generator().manual_seed(0))
 
-    def step_() -> None:
+    def step() -> None:
         torch.set_num_threads(threads)
-        updater.step_(noise, fitness, _LR)
+        updater.step(noise, fitness, _LR)
         torch.set_num_threads(1)
 
-    return step_
+    return step
 
 
 def _result(options: argparse.Namespace, seconds: dict[str, float], num_values: int) -> dict[str, Any]:

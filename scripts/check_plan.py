@@ -1,6 +1,6 @@
 """Compare the plan of a step on this CPU with the step itself: memory, and time by rates that are measured beside it.
 
-    python scripts/check_plan.py model.pth --dtype bf16 --population 32 --prompts 2 --max-new 4 --turns 3
+    python scripts/check_plan.py model.pth --dtype bf16 --population 32 --prompts 2 --max-new-tokens 4 --turns 3
 
 Options are those of `memory_step.py`, which takes the step (two in each process; the second one is timed).
 Prints one JSON line with medians over the turns; `memory` and `time` are planned / measured. Seconds are those of the

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads would not survive the forks
 OPTIONS = (
-    "--model tiny --task countdown_mini --population 8 --prompts 2 --max-new 40 --steps 6 --eval-every 2 --eval-size 6 "
-    "--sigma 0.02 --lr 0.02 --targets matrices=1,head.weight=3 --keep 1 --reward-workers 0 --threads 1 --device cpu "
-    "--tracker none"
+    "--model tiny --task countdown_mini --population 8 --prompts 2 --max-new-tokens 40 --steps 6 --eval-every 2 "
+    "--eval-size 6 --sigma 0.02 --lr 0.02 --targets matrices=1,head.weight=3 --keep 1 --reward-workers 0 "
+    "--threads 1 --device cpu --tracker none"
 )
 CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # Audit event: places of the path and of the folder that it is relative to, among the event's arguments.

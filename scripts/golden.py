@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tests" / "golden.json"
 COMMAND = "python scripts/golden.py --write"
 COMMON = (
-    "--model tiny --task countdown_mini --seed 3 --population 8 --prompts 4 --max-new 40 --steps 3 --rank 1 "
+    "--model tiny --task countdown_mini --seed 3 --population 8 --prompts 4 --max-new-tokens 40 --steps 3 --rank 1 "
     "--sigma 0.02 --lr 0.02 --slots 16 --eval-every 0 --snapshot-every 100 --reward-workers 0 --threads 1 "
     "--tracker none --device cpu"
 )

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.gpu.engine import GpuEngine
 from rwkv_es.gpu.slots import Entry, GpuSlots, Sizes
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Arch, expected_shapes
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import Noise, StepNoise, select
 
@@ -100,15 +100,15 @@ def tick_floor(bench: Bench, rows: int, state: torch.dtype) -> float:
     return operations / bench.flops + states / bench.copy
 
 
-def filled(engine: GpuEngine, factors: Factors | None, rows: int, sampling: Sampling) -> GpuSlots:
+def filled(engine: GpuEngine, factors: Factors | None, rows: int, sampling: SamplingParams) -> GpuSlots:
     """Return slots full of requests that go on writing, their tick captured."""
     sizes = Sizes(rows, prompt=2, written=4096, saved=0, ahead=2, num_words=engine.model.arch.n_vocab)
-    slots = GpuSlots(engine, factors, sizes, Decoding(never(sizes.num_words), sampling))
+    slots = GpuSlots(engine, factors, sizes, GenerationConfig(never(sizes.num_words), sampling))
     slots.prepare([rows])
     first = 0 if factors is None else 2 * factors.first
     members = 1 if factors is None else 2 * factors.num_directions
     requests = [Request(first + i % members, i, (1 + i % 50, 2), 4096) for i in range(rows)]
-    slots.admit_([Entry(i, request, 0, -1) for i, request in enumerate(requests)], [])
+    slots.admit([Entry(i, request, 0, -1) for i, request in enumerate(requests)], [])
     return slots
 
 
@@ -119,9 +119,9 @@ def never(num_words: int) -> Stops:
     return Stops(-1, (), np.zeros(num_words, bool), [b"x"] * num_words)
 
 
-def decoding(bench: Bench, slots: int, sampling: Sampling) -> Decoding:
+def decoding(bench: Bench, slots: int, sampling: SamplingParams) -> GenerationConfig:
     """Return how a rollout of the bench's model decodes."""
-    return Decoding(never(bench.arch.n_vocab), sampling, slots, "triton")
+    return GenerationConfig(never(bench.arch.n_vocab), sampling, slots, "triton")
 
 
 def note(text: str) -> None:

@@ -22,11 +22,11 @@ from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu import trial as gpu_trial
 from rwkv_es.model.batch import agreeing
 from rwkv_es.model.forward import Model, draw_factors
-from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import StepNoise, gpu_kernels, hash_key, normal_table, table_values
 
-_HOT = Sampling(seed=1, temperature=1.0)
+_HOT = SamplingParams(seed=1, temperature=1.0)
 _US = {"norm_and_mix": 35, "activate_pairs": 10, "update_state": 810, "norm_and_shift": 20, "square_relu": 30}
 _TICK_MS = {(256, 4): 14.8, (1024, 4): 54, (256, 2): 11.6, (1024, 2): 41}  # by rows and bytes of a state's number
 
@@ -115,7 +115,11 @@ def ticks(bench: Bench) -> None:
         model = bench.model(state=state)
         for rows in bench.rows:
             factors = draw_factors(bench.noise(model), model, range(max(rows // 2, 1)))
-            for name, seen, how in (("", factors, Sampling()), ("sampled", factors, _HOT), ("plain", None, Sampling())):
+            for name, seen, how in (
+                ("", factors, SamplingParams()),
+                ("sampled", factors, _HOT),
+                ("plain", None, SamplingParams()),
+            ):
                 seconds = _tick(bench, model, seen, (rows, how))
                 floor, what = tick_floor(bench, rows, state), f"{rows} rows, {state}, rank {bench.rank} {name}".strip()
                 predicted = _TICK_MS.get((rows, state.itemsize)) if bench.rank == 1 else None
@@ -128,11 +132,11 @@ def ticks(bench: Bench) -> None:
         del model
 
 
-def _tick(bench: Bench, model: Model, factors: Factors | None, asked: tuple[int, Sampling]) -> float:
+def _tick(bench: Bench, model: Model, factors: Factors | None, asked: tuple[int, SamplingParams]) -> float:
     rows, how = asked
     with gpu.running(model, factors, rows) as engine:
         slots = filled(engine, factors, rows, how)
-        return bench.seconds(lambda: slots.tick_(rows), 10)
+        return bench.seconds(lambda: slots.tick(rows), 10)
 
 
 def sampling(bench: Bench) -> None:
@@ -140,7 +144,7 @@ def sampling(bench: Bench) -> None:
     for rows in bench.rows:
         logits = torch.randn(rows, bench.arch.n_vocab, device=bench.device)
         counter = torch.arange(4 * rows, device=bench.device).reshape(rows, 4)
-        for how in (Sampling(), _HOT, _HOT._replace(top_p=0.9)):
+        for how in (SamplingParams(), _HOT, _HOT._replace(top_p=0.9)):
             seconds = bench.seconds(lambda: sample(logits, how, counter), 5)  # noqa: B023
             what = f"torch, {rows} rows, temperature {how.temperature}, top_p {how.top_p}"
             bench.say("sampling", what, 1e3 * seconds, "ms", floor=4e3 * logits.numel() / bench.copy)
@@ -171,11 +175,11 @@ def update(bench: Bench) -> None:
 
 def _update(bench: Bench, updater: Updater, made: StepNoise, master: str) -> None:
     fitness = torch.randn(16, device=bench.device)
-    seconds = bench.seconds(lambda: updater.step_(made, fitness, 1e-6), 1)
+    seconds = bench.seconds(lambda: updater.step(made, fitness, 1e-6), 1)
     bench.say("update", f"first, 16 members, master {master}", seconds, "s")
     for members in (1024, 8192) if not bench.is_tiny else (4,):
         fitness = torch.randn(members, device=bench.device)
-        seconds = bench.seconds(lambda: updater.step_(made, fitness, 1e-6), 1)  # noqa: B023
+        seconds = bench.seconds(lambda: updater.step(made, fitness, 1e-6), 1)  # noqa: B023
         predicted = {1024: 0.3, 8192: 0.6}.get(members)
         bench.say("update", f"{members} members, master {master}", seconds, "s", predicted=predicted)
     seconds = bench.seconds(lambda: checksum(*updater.exact()), 1)
@@ -209,8 +213,8 @@ def memory(bench: Bench) -> None:
     model = bench.model(state=torch.float16)
     rows, factors = 3000, draw_factors(bench.noise(model), model, range(1500))
     with gpu.running(model, factors, rows) as engine:
-        slots = filled(engine, factors, rows, Sampling())
-        seconds = bench.seconds(lambda: slots.tick_(rows), 3)
+        slots = filled(engine, factors, rows, SamplingParams())
+        seconds = bench.seconds(lambda: slots.tick(rows), 3)
     peak = torch.cuda.max_memory_allocated() / 1e9
     bench.say("memory", f"{rows} rows, states in fp16", peak, "GB", predicted="fits 80 GB from 3,190 rows down")
     bench.say("memory", f"{rows} rows: tokens a second", rows / seconds, "tokens/s")

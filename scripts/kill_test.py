@@ -28,7 +28,7 @@ TASK = """
 import time
 from rwkv_es.task import load_task
 task = load_task("countdown_mini")
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", task.stop, task.max_new, task.template
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", task.stop, task.max_new_tokens, task.template
 def problems(split, data=""):
     return task.problems(split)
 def reward(problem, text):
@@ -79,8 +79,8 @@ def command(folder: Path, name: str, steps: int, score_seconds: float) -> list[s
     task = folder / name / "task.py"
     task.parent.mkdir(exist_ok=True)
     task.write_text(TASK.format(seconds=score_seconds), encoding="utf-8")
-    sizes = f"--steps {steps} --population 8 --prompts 2 --max-new 40 --eval-size 4 --eval-every 5 --snapshot-every 3"
-    noise = "--sigma 0.02 --lr 0.02 --targets matrices=1,head.weight=3 --threads 1 --device cpu"
+    sizes = f"--steps {steps} --population 8 --prompts 2 --max-new-tokens 40 --eval-size 4 --eval-every 5"
+    noise = "--snapshot-every 3 --sigma 0.02 --lr 0.02 --targets matrices=1,head.weight=3 --threads 1 --device cpu"
     ours = ["--tracker", "none", "--rank-timeout", "30", "--task", str(task), "--run", str(folder / name)]
     return ["train", *sizes.split(), *noise.split(), *ours]
 

@@ -1,7 +1,7 @@
 """Measure the memory of a whole ES step: draw factors, generate, update, checksum.
 
     python scripts/memory_step.py model.pth --make --layers 24 --dim 2048 --ranks 96 96 64 256   # writes a random model
-    python scripts/memory_step.py model.pth --dtype bf16 --master stochastic --population 8 --prompts 2 --max-new 4
+    python scripts/memory_step.py model.pth --dtype bf16 --master stochastic --population 8 --max-new-tokens 4
     python scripts/memory_step.py model.pth --dtype bf16 --master stochastic --quantize int8
 
 Prints one JSON line. `peak_bytes` is the most anonymous memory (RssAnon, Linux) ever seen. The pages of the mapped
@@ -196,7 +196,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--population", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--max-new", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1, help="seconds are those of the last one")
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

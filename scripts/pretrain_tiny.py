@@ -24,7 +24,7 @@ from rwkv7_sequence import CHUNK, Params, forward, init_params
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import make_stops
@@ -32,7 +32,7 @@ from rwkv_es.model.forward import Model
 from rwkv_es.pretrained.checkpoint import load, save
 from rwkv_es.pretrained.tokenizer import load_tokenizer
 from rwkv_es.task import Problem
-from tasks.countdown_mini.task import MAX_NEW, answer_after, problems, reward, search
+from tasks.countdown_mini.task import MAX_NEW_TOKENS, answer_after, problems, reward, search
 
 TOKENS = ("<end>", "<answer>", "</answer>", "\n", " ", "=", ":", ",", "+", "-", "*", "/", "(", ")")
 VOCABULARY = TOKENS + tuple(str(i) for i in range(101))
@@ -231,11 +231,11 @@ def measure(folder: Path, num_problems: int) -> dict[str, float]:
     """Return held-out accuracy, and tokens per answer, of greedy decoding as it comes and after a forced line break."""
     params, arch = load(folder / "rwkv7-tiny.pth")
     tokenizer = load_tokenizer("auto", folder / "rwkv7-tiny.pth", arch.n_vocab)
-    decoding, held_out = Decoding(make_stops(tokenizer, ())), problems("test")[:num_problems]
+    decoding, held_out = GenerationConfig(make_stops(tokenizer, ())), problems("test")[:num_problems]
     result = {}
     for mode, forced in (("careless", []), ("worked", [LINE])):
         prompts = [(*tokenizer.encode(problem.prompt), *forced) for problem in held_out]
-        requests = [Request(-1, i, prompt, MAX_NEW) for i, prompt in enumerate(prompts)]
+        requests = [Request(-1, i, prompt, MAX_NEW_TOKENS) for i, prompt in enumerate(prompts)]
         answers = [done.tokens for done in rollout(Model(params, arch), requests, decoding).completions]
         scores = [reward(problem, tokenizer.decode(ids)) for problem, ids in zip(held_out, answers)]
         result[f"{mode}_accuracy"] = round(sum(scores) / len(scores), 4)

@@ -18,7 +18,8 @@ from typing import Any
 
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.pretrained.tokenizer import load_tokenizer
-from rwkv_es.task.task import load_task, opening, render
+from rwkv_es.task.task import load_task
+from rwkv_es.task.templates import render, response_prefix
 
 Answer = dict[str, Any]
 
@@ -45,17 +46,19 @@ def answer(model: str, task_name: str, data: str, place: int) -> Answer:
     """Answer the problem at a place of the test split."""
     task = load_task(task_name, data)
     problem = task.problems("test")[place]
-    text = opening(task.template) + _complete(model, render(task.template, problem.prompt), task.stop, task.max_new)
+    text = response_prefix(task.template) + _complete(
+        model, render(task.template, problem.prompt), task.stop, task.max_new_tokens
+    )
     return {"prompt": problem.prompt, "text": text, "reward": task.reward(problem, text) or 0.0}
 
 
-def _complete(model: str, prompt: str, stop: tuple[str, ...], max_new: int) -> str:
-    """Decode greedily until the end token, a stop string or `max_new` tokens."""
+def _complete(model: str, prompt: str, stop: tuple[str, ...], max_new_tokens: int) -> str:
+    """Decode greedily until the end token, a stop string or `max_new_tokens` tokens."""
     client, tokenizer = _load(model)
     stops = make_stops(tokenizer, stop)
     logits, state = client.forward(tokenizer.encode(prompt), None)
     written: list[int] = []
-    while len(written) < max_new:
+    while len(written) < max_new_tokens:
         written.append(int(logits[: tokenizer.n_vocab].argmax()))
         if written[-1] == tokenizer.end_id or (stops.can_end[written[-1]] and stops.hit(written)):
             break

@@ -83,13 +83,13 @@ def train_counted(run: Path, model: str, steps: int) -> int:
 
 def command(machine_rank: int, run: Path, model: str, steps: int) -> list[str]:
     """Return the documented command for several machines, inside of a namespace."""
-    max_new = 40 if model == "tiny" else 4
+    longest = 40 if model == "tiny" else 4
     launch = f"--config_file {ROOT}/scripts/launch/nodes4x8.yaml --num_machines 2 --num_processes 2"
     node = f"--machine_rank {machine_rank} --main_process_ip {ADDRESSES[0]}"
-    sizes = (
-        f"--steps {steps} --population {POPULATION} --prompts {PROMPTS} --max-new {max_new} --eval-every 0 --threads 1"
+    sizes = f"--steps {steps} --population {POPULATION} --prompts {PROMPTS} --max-new-tokens {longest} --eval-every 0"
+    options = (
+        f"--threads 1 --model {model} --sigma 0.02 --snapshot-every 1000 --checksum-every 1 --device cpu --tracker none"
     )
-    options = f"--model {model} --sigma 0.02 --snapshot-every 1000 --checksum-every 1 --device cpu --tracker none"
     program = f"{sys.executable} -m accelerate.commands.launch {launch} {node} -m rwkv_es train {sizes} {options}"
     return inside(machine_rank, f"{program} --run {run}")
 

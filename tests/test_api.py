@@ -76,7 +76,7 @@ def test_global_state_is_left_alone(tiny):
 
 
 PROBLEMS = [rwkv_es.Problem(f"{a} {b} 10={a + b + 10}:", str(a + b)) for a in range(1, 5) for b in range(1, 4)]
-SMALL = {"population": 4, "prompts": 2, "steps": 2, "sigma": 0.02, "max_new": 8, "tracker": "none"}
+SMALL = {"population": 4, "prompts": 2, "steps": 2, "sigma": 0.02, "max_new_tokens": 8, "tracker": "none"}
 
 
 def test_problems_and_functions_of_ones_own_train_and_evaluate(tmp_path):
@@ -102,7 +102,7 @@ def test_problems_and_functions_of_ones_own_train_and_evaluate(tmp_path):
 
 
 def test_a_function_may_replace_the_reward_of_a_built_in_task(tmp_path):
-    found = rwkv_es.evaluate(reward=lambda completions, **_: [0.25] * len(completions), eval_size=4, max_new=4)
+    found = rwkv_es.evaluate(reward=lambda completions, **_: [0.25] * len(completions), eval_size=4, max_new_tokens=4)
     assert found["reward"] == 0.25
 
 

@@ -14,7 +14,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.lm_eval_adapter import RwkvLM, read_options, split
 from rwkv_es.measure import lm_eval_rules
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.verbs.evaluate import evaluate, generate
 
@@ -117,11 +117,11 @@ def test_answers_come_back_in_the_order_of_the_requests(tiny):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, ((), 256, Sampling(7))),
-        ({"until": "x", "max_new_tokens": 5, "do_sample": False, "temperature": 0.7}, (("x",), 5, Sampling(7))),
-        ({"until": ["x"], "max_gen_toks": 4, "max_tokens": 5, "temperature": 0.7}, (("x",), 4, Sampling(7, 0.7))),
-        ({"do_sample": True, "top_p": 0.9, "top_k": 5}, ((), 256, Sampling(7, 1.0, 0.9, 5))),
-        ({"do_sample": False, "temperature": 0.0}, ((), 256, Sampling(7))),
+        ({}, ((), 256, SamplingParams(7))),
+        ({"until": "x", "max_new_tokens": 5, "do_sample": False, "temperature": 0.7}, (("x",), 5, SamplingParams(7))),
+        ({"until": ["x"], "max_gen_toks": 4, "max_tokens": 5, "temperature": 0.7}, (("x",), 4, SamplingParams(7, 0.7))),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 5}, ((), 256, SamplingParams(7, 1.0, 0.9, 5))),
+        ({"do_sample": False, "temperature": 0.0}, ((), 256, SamplingParams(7))),
     ],
 )
 def test_generation_options(options, expected):
@@ -174,7 +174,9 @@ def test_the_harness_gives_the_same_gsm8k_scores(tmp_path, tiny, monkeypatch, ca
     (tmp_path / "gsm8k_local.yaml").write_text(TASK.replace("DATA", str(data)))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     theirs = lm_eval.simple_evaluate(tiny, tasks=["gsm8k_local"], task_manager=manager, bootstrap_iters=0)
-    ours = evaluate(Config(task="gsm8k", data=str(data), template="raw", max_new=40, threads=1, reward_workers=0))
+    ours = evaluate(
+        Config(task="gsm8k", data=str(data), template="raw", max_new_tokens=40, threads=1, reward_workers=0)
+    )
     scores = {
         f"exact_match,{name}": theirs["results"]["gsm8k_local"][f"exact_match,{name}"] for name in lm_eval_rules.RULES
     }

@@ -37,7 +37,7 @@ def _has_own_reward(config: Config) -> bool:
 
 
 _OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
-_OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k min_p max_new seed out"
+_OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
 _OF_TASK += " presence_penalty frequency_penalty penalty_decay"
 _RULES = (
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.option import default_of
-from rwkv_es.config.options import FIELDS, PROVENANCE, Config, model_name, to_dict
+from rwkv_es.config.options import FIELDS, FORMER, PROVENANCE, Config, model_name, to_dict, with_todays_names
 from rwkv_es.errors import ConfigError
 from rwkv_es.system.texts import expanded, read_text
 
@@ -35,7 +36,11 @@ def run_folder(config: Config) -> Path:
         return Path(config.run)
     values = to_dict(config)
     lasting = [name for name in values if FIELDS[name].metadata["on_resume"] != "free"]
-    other = {n: values[n] for n in lasting if n not in ("task", "model") and values[n] != default_of(FIELDS[n])}
+    other = {
+        FIELDS[name].metadata["formerly"] or name: values[name]  # the folder's name outlives the option's
+        for name in lasting
+        if name not in ("task", "model") and values[name] != default_of(FIELDS[name])
+    }
     tasks = [Path(part.rpartition("=")[0] or part).name.removesuffix(".py") for part in config.task.split(",")]
     stem = _short(f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}")
     earlier = Path("runs", f"{stem}-seed{config.seed}")
@@ -75,10 +80,19 @@ def load_file(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options to values; got {type(values).__name__}")
     values = {name: value for name, value in values.items() if name != PROVENANCE}
-    place = Path(path).absolute()
-    if place.name == RUN_CONFIG and is_run_folder(str(place.parent)):
+    file = Path(path).absolute()
+    if file.name == RUN_CONFIG and is_run_folder(str(file.parent)):
         values["run"] = str(Path(path).parent)  # wherever the folder has been moved to
-    return values
+    else:
+        say_new_names(values, path)
+    return with_todays_names(values)
+
+
+def say_new_names(given: Iterable[str], where: str) -> None:
+    """Say on stderr, once for all processes, which of the options given have another name today."""
+    for former in given:
+        if former in FORMER and os.environ.get("RANK", "0") == "0":
+            print(f"rwkv-es: note: {former} in {where} is called {FORMER[former]} now", file=sys.stderr)
 
 
 def parse_yaml(text: str) -> Any:

@@ -1,6 +1,8 @@
 """Options as flags of a command line: what the commands are, and how their words are read."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -9,7 +11,7 @@ from typing import Any, NoReturn
 from rwkv_es.config.file import RECIPES
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
-from rwkv_es.config.options import OPTIONS
+from rwkv_es.config.options import FORMER, OPTIONS
 from rwkv_es.errors import ConfigError
 
 VERBS = {
@@ -26,7 +28,16 @@ VERBS = {
     "tasks": "list the built-in tasks, or show the prompt and reward of one",
 }
 _METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
-SHOW_OPTIONS = ("data", "template", "system", "shots", "bos", "max_new", "reward", "reward_signature")  # of tasks show
+SHOW_OPTIONS = (
+    "data",
+    "template",
+    "system",
+    "shots",
+    "bos",
+    "max_new_tokens",
+    "reward",
+    "reward_signature",
+)  # of tasks show
 MAIN_OPTION = {  # needs no flag
     **dict.fromkeys(("eval", "chat", "doctor", "plan"), "model"),
     **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
@@ -48,7 +59,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     Raises:
         ConfigError: a flag is unknown, or a word is one too many.
     """
-    given, unknown = parser.parse_known_args(_with_dashes(argv))
+    given, unknown = parser.parse_known_args(_with_todays_names(_with_dashes(argv)))
     for word in unknown:
         if word.startswith("-"):
             name = word.partition("=")[0]
@@ -63,6 +74,17 @@ def _with_dashes(argv: Sequence[str]) -> list[str]:
     flags = argv[: argv.index("--")] if "--" in argv else argv
     parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in flags]
     return [name.replace("_", "-") + equals + value for name, equals, value in parts] + list(argv[len(flags) :])
+
+
+def _with_todays_names(argv: Sequence[str]) -> list[str]:
+    """Let the flags of earlier releases mean today's, and say so."""
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    former = {"--" + old.replace("_", "-"): "--" + new.replace("_", "-") for old, new in FORMER.items()}
+    parts = [word.partition("=") for word in flags]
+    for flag, _, _ in parts:
+        if flag in former and os.environ.get("RANK", "0") == "0":
+            print(f"rwkv-es: note: {flag} is called {former[flag]} now", file=sys.stderr)
+    return [former.get(flag, flag) + equals + value for flag, equals, value in parts] + list(argv[len(flags) :])
 
 
 def verb_parser(verb: str) -> Parser:

@@ -134,7 +134,14 @@ class ESOptions:
 class DecodingOptions:
     """Answers."""
 
-    max_new: int = option(0, "longest completion in tokens (0: the task's own)", _ALL, at_least=0, at_most=MOST_NEW)
+    max_new_tokens: int = option(
+        0,
+        "longest completion in tokens (0: the task's own)",
+        _ALL,
+        at_least=0,
+        at_most=MOST_NEW,
+        formerly="max_new",
+    )
     temperature: float = option(0.0, "sampling temperature; 0 is greedy", _ALL, at_least=0)
     top_p: float = option(
         1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1

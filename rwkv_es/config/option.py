@@ -28,10 +28,12 @@ def option(
     choices: tuple[str, ...] = (),
     on_resume: str = "fork",
     paths: str = "",
+    formerly: str = "",
 ) -> Any:
     """Declare an option of some verbs (their names with blanks between). A mapping as default is copied.
 
-    paths: "one" or "many", where `~` means home: at the start, or also behind `,` and `=`.
+    paths: "one" or "many", where `~` means home: at the start, or also behind `,` and `=`. formerly: its name in an
+    earlier release, which goes on working.
     """
     assert on_resume in ON_RESUME
     metadata = {
@@ -43,6 +45,7 @@ def option(
         "choices": choices,
         "on_resume": on_resume,
         "paths": paths,
+        "formerly": formerly,
     }
     if isinstance(default, Mapping):
         return field(default_factory=lambda: dict(default), metadata=metadata)

@@ -57,6 +57,21 @@ OPTIONS["resume"] = OPTIONS["train"]
 OPTIONS["plan"] = (*OPTIONS["train"], *(f.name for f in fields(PlanOptions)))
 
 
+FORMER = {f.metadata["formerly"]: name for name, f in FIELDS.items() if f.metadata["formerly"]}
+
+
+def with_todays_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in which those that bear the name of an earlier release have today's.
+
+    Raises:
+        ConfigError: an option stands there under both.
+    """
+    for former, name in FORMER.items():
+        if former in values and name in values:
+            raise ConfigError(f"{former} is the former name of {name}; give one of them")
+    return {FORMER.get(name, name): value for name, value in values.items()}
+
+
 def _check_together(config: Config) -> None:
     if config.population % 2:
         raise ConfigError(
@@ -83,6 +98,7 @@ def build(values: Mapping[str, Any], verb: str = "train") -> Config:
     Raises:
         ConfigError: unknown key (the nearest name is suggested), or a value of the wrong type or range.
     """
+    values = with_todays_names(values)
     for name in values:
         if name not in OPTIONS[verb]:
             raise ConfigError(f"unknown option {name!r} for {verb}; {nearest(str(name), OPTIONS[verb])}")

@@ -100,9 +100,9 @@ class FusedEngine:
         x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
         rows = _rows(x, weights, state)
         if state.wkv.shape[1] < len(x):
-            self._run_(rows, self.scratch[0])
+            self._run(rows, self.scratch[0])
         else:
-            self._share_out(lambda start, stop, scratch: self._run_(rows.part(start, stop), scratch), len(x))
+            self._share_out(lambda start, stop, scratch: self._run(rows.part(start, stop), scratch), len(x))
         return layer_norm(weights, x, "ln_out")
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class FusedEngine:
         for other in others:
             other.result()
 
-    def _run_(self, rows: Rows, scratch: Callable[[int], Scratch]) -> None:
+    def _run(self, rows: Rows, scratch: Callable[[int], Scratch]) -> None:
         for start in range(0, len(rows.x), ROWS_PER_BLOCK):
             block = rows.part(start, min(start + ROWS_PER_BLOCK, len(rows.x)))
             buffers, x = scratch(len(block.x)), block.x.numpy()

@@ -8,14 +8,14 @@ from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import MULTIPLES, padded
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 
 
-class Decoding(NamedTuple):
+class GenerationConfig(NamedTuple):
     """How completions are generated."""
 
     stops: Stops  # of requests that do not say
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     slots: int = 256
     engine: str = "auto"  # or "torch", "numba", "triton"
     threads: int = 1  # of the numba engine
@@ -33,7 +33,7 @@ class Completion(NamedTuple):
     finish: str  # "stop" | "length" | "broken": the logits of the next token are not finite
 
 
-Hearing = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
+OnFinished = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
 
 
 class Rollout(NamedTuple):
@@ -50,12 +50,12 @@ def refuse_too_much(requests: Sequence[Request]) -> None:
     Raises:
         ConfigError: one has more tokens or samples than there is noise for.
     """
-    if (longest := max((request.max_new for request in requests), default=0)) > MOST_NEW:
+    if (longest := max((request.max_new_tokens for request in requests), default=0)) > MOST_NEW:
         raise ConfigError(f"a completion may have at most {MOST_NEW} tokens; got a limit of {longest}")
     if (last := max((request.sample for request in requests), default=0)) >= MOST_SAMPLES:
         raise ConfigError(f"a problem may have at most {MOST_SAMPLES} samples of a member; got {last + 1}")
 
 
-def next_fork(request: Request, num_read: int) -> int:
+def next_shared_prefix(request: Request, num_read: int) -> int:
     """Return the length of the next prefix that is shared; -1: there is none."""
-    return next((length for length in request.forks if length > num_read), -1)
+    return next((length for length in request.shared_prefixes if length > num_read), -1)

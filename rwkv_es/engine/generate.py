@@ -5,13 +5,14 @@ from typing import overload
 
 import torch
 
-from rwkv_es.engine.decoding import Decoding
-from rwkv_es.engine.rollout import examined, rollout
-from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import examined
+from rwkv_es.engine.rollout import rollout
+from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import BASE, Factors, Members
 from rwkv_es.pretrained.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ def generate(
     max_new_tokens: int = ...,
     stop: Sequence[str] = ...,
     stop_included: Sequence[str] = ...,
-    sampling: Sampling = ...,
+    sampling: SamplingParams = ...,
     slots: int = ...,
     engine: str = ...,
 ) -> list[str]: ...
@@ -42,7 +43,7 @@ def generate(
     max_new_tokens: int = ...,
     stop: Sequence[str] = ...,
     stop_included: Sequence[str] = ...,
-    sampling: Sampling = ...,
+    sampling: SamplingParams = ...,
     slots: int = ...,
     engine: str = ...,
 ) -> list[list[str]]: ...
@@ -55,7 +56,7 @@ def generate(
     max_new_tokens: int = 256,
     stop: Sequence[str] = (),
     stop_included: Sequence[str] = (),
-    sampling: Sampling = Sampling(),  # noqa: B008 - a value
+    sampling: SamplingParams = SamplingParams(),  # noqa: B008 - a value
     slots: int = 256,
     engine: str = "auto",
 ) -> list[str] | list[list[str]]:
@@ -77,15 +78,15 @@ def generate(
         for index, prompt in enumerate(encoded)
     ]
     stops = make_stops(tokenizer, (*stop, *stop_included))
-    decoding = Decoding(stops, sampling, slots, engine, torch.get_num_threads())
+    decoding = GenerationConfig(stops, sampling, slots, engine, torch.get_num_threads())
     decoding = decoding._replace(row_multiple=_row_multiple(model, decoding, asked.factors))
-    found = rollout(model, with_forks(requests), decoding, asked.factors).completions
+    found = rollout(model, with_shared_prefixes(requests), decoding, asked.factors).completions
     texts = [cut(tokenizer.decode(completion.tokens), stop, stop_included) for completion in found]
     rows = [texts[start : start + len(prompts)] for start in range(0, len(texts), max(1, len(prompts)))]
     return texts if members is None else rows
 
 
-def _row_multiple(model: Model, decoding: Decoding, factors: Factors | None) -> int:
+def _row_multiple(model: Model, decoding: GenerationConfig, factors: Factors | None) -> int:
     """Return the multiple of rows that products need here; one kind of model is examined once."""
     targets = tuple((name, a.shape[-1]) for name, a in factors.a.items()) if factors is not None else ()
     kind = (model.arch, model.like.dtype, model.like.device, bool(model.scales), targets)

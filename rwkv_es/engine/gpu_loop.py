@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, next_fork
+from rwkv_es.engine.decoding import Completion, GenerationConfig, OnFinished, Rollout, next_shared_prefix
 from rwkv_es.engine.memory import most_saved
-from rwkv_es.engine.scheduler import Pool, Prefix, Request, longest_first
+from rwkv_es.engine.scheduler import Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.gpu.loop_kernels import BROKEN, NOTHING
 from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Sizes
@@ -29,39 +29,43 @@ _FEWEST = 64
 class Device(Protocol):
     """Where the ticks are made; see `gpu_slots.GpuSlots`."""
 
-    def tick_(self, count: int) -> int:
+    def tick(self, count: int) -> int:
         """Let the first `count` slots read a token each; return a number by which `listen` knows the tick."""
 
     def listen(self, tick: int, count: int) -> np.ndarray:
         """Wait for a tick, one of the last ones, and return what its slots have written: (count,) int32."""
 
-    def admit_(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
+    def admit(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
         """Let requests enter slots, and the rows of others come to rest."""
 
-    def save_(self, places: Sequence[tuple[int, int]]) -> None:
+    def save(self, places: Sequence[tuple[int, int]]) -> None:
         """Save the states of some slots: (slot, where)."""
 
-    def move_(self, places: Sequence[tuple[int, int]]) -> None:
+    def move(self, places: Sequence[tuple[int, int]]) -> None:
         """Move rows to slots where nobody is: (from, to)."""
 
 
 def rollout(
-    engine: Engine, requests: Sequence[Request], decoding: Decoding, factors: Factors | None, hear: Hearing
+    engine: Engine,
+    requests: Sequence[Request],
+    decoding: GenerationConfig,
+    factors: Factors | None,
+    on_finished: OnFinished,
 ) -> Rollout:
     """Generate every request's completion, as `rollout.rollout` does: `requests` know their places in the list."""
     slots = decoding.padded(min(decoding.slots, len(requests)))
     sizes = Sizes(
         slots=slots,
         prompt=max((len(request.prompt) for request in requests), default=0),
-        written=max((request.max_new for request in requests), default=0),
-        saved=most_saved(slots) if any(request.forks for request in requests) else 0,
+        written=max((request.max_new_tokens for request in requests), default=0),
+        saved=most_saved(slots) if any(request.shared_prefixes for request in requests) else 0,
         ahead=AHEAD,
         num_words=len(decoding.stops.can_end),
     )
     device = GpuSlots(engine, factors, sizes, decoding)
     counts = agreeing(engine.model, counts_of(slots, decoding.row_multiple))
     device.prepare(counts)
-    return Loop(device, requests, decoding, counts).run(hear)
+    return Loop(device, requests, decoding, counts).run(on_finished)
 
 
 def counts_of(slots: int, multiple: int) -> list[int]:
@@ -73,20 +77,22 @@ def counts_of(slots: int, multiple: int) -> list[int]:
 class Loop:
     """The host's side: who is in which slot in which tick, and what each row has written."""
 
-    def __init__(self, device: Device, requests: Sequence[Request], decoding: Decoding, counts: Sequence[int]) -> None:
+    def __init__(
+        self, device: Device, requests: Sequence[Request], decoding: GenerationConfig, counts: Sequence[int]
+    ) -> None:
         self.device, self.counts, self.requests = device, counts, requests
         num_slots, capacity = min(decoding.slots, len(requests)), max(counts, default=0)
-        self.pool = Pool(longest_first(requests, decoding.slots), num_slots)
+        self.scheduler = Scheduler(longest_first(requests, decoding.slots), num_slots)
         self.stops, self.kind_of = distinct([request.stops for request in requests], decoding.stops)
         self.can_end = np.stack([stops.can_end for stops in self.stops])  # (kinds of stops,V)
         self.end_id = decoding.stops.end_id
         # By slot: the request that is there in the next tick; -1: nobody.
         self.owner = np.full(capacity, -1, np.int64)
         self.free = list(range(capacity))
-        self.place: list[int] = []  # of the pool's rows, in its order
+        self.place: list[int] = []  # of the scheduler's rows, in its order
         # By handle, one per request under way: what it has written.
         self.handles = list(range(num_slots))
-        self.written = np.zeros((max(num_slots, 1), max((r.max_new for r in requests), default=0)), np.int32)
+        self.written = np.zeros((max(num_slots, 1), max((r.max_new_tokens for r in requests), default=0)), np.int32)
         self.num_written, self.limit, self.kind = np.zeros((3, max(num_slots, 1)), np.int64)
         # By request: its handle and slot, how much it had read when it entered and when it was last looked at.
         self.handle, self.slot, self.num_shared, self.num_known = np.zeros((4, len(requests)), np.int64)
@@ -99,33 +105,33 @@ class Loop:
         self.under_way: deque[tuple[int, np.ndarray]] = deque()
         self.count, self.num_ticks, self.num_read = capacity, 0, 0
 
-    def run(self, hear: Hearing) -> Rollout:
+    def run(self, on_finished: OnFinished) -> Rollout:
         """Generate all completions."""
         done: dict[int, Completion] = {}
-        while not self.pool.is_done:
+        while not self.scheduler.is_done:
             self.admit()
             self.shrink()
             self.launch()
             self.save_prefixes()
             ended = self.listen() if len(self.under_way) > AHEAD else {}
             done.update(ended)
-            hear(ended)
+            on_finished(ended)
         return Rollout([done[i] for i in range(len(self.requests))], self.num_ticks, self.num_read)
 
     def admit(self) -> None:
         """Let requests enter free slots; rows that a stop string has ended come to rest unless a request follows."""
-        entries = [self._enter(request, prefix) for _, request, prefix in self.pool.admit()]
+        entries = [self._enter(request, prefix) for _, request, prefix in self.scheduler.schedule()]
         stopped = sorted(self.stale.difference(entry.place for entry in entries))
         self.stale.clear()
         if entries or stopped:
-            self.device.admit_(entries, stopped)
-        for prefix in self.pool.release():
+            self.device.admit(entries, stopped)
+        for prefix in self.scheduler.release():
             self.free_saved.append(self.saved.pop(prefix))
 
     def shrink(self) -> None:
         """If nobody waits and few rows are left, go on with the first slots only."""
         fewer = next((count for count in self.counts if count >= len(self.place)), self.count)
-        if self.pool.num_waiting or fewer >= self.count:
+        if self.scheduler.num_waiting or fewer >= self.count:
             return
         moves = []
         for i, start in enumerate(self.place):
@@ -135,13 +141,13 @@ class Loop:
                 owner, self.owner[start] = int(self.owner[start]), -1
                 self.owner[target], self.slot[owner], self.place[i] = owner, target, target
         if moves:
-            self.device.move_(moves)
+            self.device.move(moves)
         self.count, self.free = fewer, [place for place in self.free if place < fewer]
         heapq.heapify(self.free)
 
     def launch(self) -> None:
         """Start a tick, and note who is where."""
-        tick = self.device.tick_(self.count)
+        tick = self.device.tick(self.count)
         self.under_way.append((tick, self.owner[: self.count].copy()))
         self.num_ticks += 1
 
@@ -150,14 +156,14 @@ class Loop:
         places = []
         for i in self.due.pop(self.num_ticks, ()):
             request = self.requests[i]
-            length = next_fork(request, int(self.num_known[i]))
+            length = next_shared_prefix(request, int(self.num_known[i]))
             prefix = (request.member, request.prompt[:length])
-            if self.pool.publish(prefix):
+            if self.scheduler.publish(prefix):
                 self.saved[prefix] = self.free_saved.pop()
                 places.append((int(self.slot[i]), self.saved[prefix]))
             self._await_fork(i, length)
         if places:
-            self.device.save_(places)
+            self.device.save(places)
 
     def listen(self) -> dict[int, Completion]:
         """Take in what the oldest tick under way has written; return the completions that have ended, by request."""
@@ -181,7 +187,7 @@ class Loop:
         i, place, handle = request.id, heapq.heappop(self.free), self.handles.pop()
         self.place.append(place)
         self.owner[place], self.slot[i], self.handle[i] = i, place, handle
-        self.num_written[handle], self.limit[handle], self.kind[handle] = 0, request.max_new, self.kind_of[i]
+        self.num_written[handle], self.limit[handle], self.kind[handle] = 0, request.max_new_tokens, self.kind_of[i]
         self.num_shared[i] = len(prefix[1]) if prefix else 0
         self._await_fork(i, int(self.num_shared[i]))
         return Entry(place, request, int(self.num_shared[i]), self.saved[prefix] if prefix else -1)
@@ -189,7 +195,7 @@ class Loop:
     def _await_fork(self, i: int, num_read: int) -> None:
         """Note the tick after which a request that has read so much has read the next prefix that is shared."""
         self.num_known[i] = num_read
-        if (length := next_fork(self.requests[i], num_read)) > 0:
+        if (length := next_shared_prefix(self.requests[i], num_read)) > 0:
             self.due.setdefault(self.num_ticks + length - num_read, []).append(i)
 
     def _hits(self, handle: int) -> bool:
@@ -213,8 +219,8 @@ class Loop:
             heapq.heappush(self.free, place)
             if how == "stop" and tokens[-1] != self.end_id:
                 self.stale.add(place)  # it goes on writing until it is told
-        leavers = [v for v, request in enumerate(self.pool.active) if request.id in found]
-        for source, target in self.pool.retire(leavers):
+        leavers = [v for v, request in enumerate(self.scheduler.active) if request.id in found]
+        for source, target in self.scheduler.finish(leavers):
             self.place[target] = self.place[source]
-        del self.place[len(self.pool.active) :]
+        del self.place[len(self.scheduler.active) :]
         return found

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine.decoding import Decoding
-from rwkv_es.engine.rollout import Engine, engine_of
+from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import Engine, engine_of
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
 from rwkv_es.model.weights import Weights
@@ -41,7 +41,7 @@ class TokenScore(NamedTuple):
     is_greedy: bool  # each is the likeliest one in its place
 
 
-def score(model: Model, texts: Sequence[Text], decoding: Decoding) -> list[TokenScore]:
+def score(model: Model, texts: Sequence[Text], decoding: GenerationConfig) -> list[TokenScore]:
     """Return the log probability of every text's tokens from its `start` on, in nats."""
     total, is_greedy = np.zeros(len(texts)), np.ones(len(texts), bool)
     for tick in predict([model], texts, decoding):
@@ -63,7 +63,7 @@ def chosen(logits: Tensor, targets: Tensor) -> Tensor:
     return found
 
 
-def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) -> Iterator[Predicted]:
+def predict(models: Sequence[Model], texts: Sequence[Text], decoding: GenerationConfig) -> Iterator[Predicted]:
     """Read texts with several models of one vocabulary side by side; every token from its text's start on comes once.
 
     Long texts go first; as many are read at a time as there are slots, so that rows of like length share a tick.
@@ -78,7 +78,7 @@ def predict(models: Sequence[Model], texts: Sequence[Text], decoding: Decoding) 
         for first in range(0, len(order), max(num_rows, 1)):
             group = order[first : first + num_rows]
             for reader in readers:
-                reader.reset_()
+                reader.reset()
             yield from _read([texts[i] for i in group], np.array(group), readers)
 
 
@@ -98,7 +98,7 @@ class _Reader(NamedTuple):
         weights, state = self.weights.rows(rows), self.state.rows(rows)
         return self.engine.forward(weights, self.model.arch, inputs, state)
 
-    def reset_(self) -> None:
+    def reset(self) -> None:
         """Put every row at the start of a text, in place."""
         reset_rows_(self.state, self.weights, torch.arange(self.state.wkv.shape[1], device=self.model.like.device))
 
@@ -108,7 +108,7 @@ class _Reader(NamedTuple):
         return self.engine.logits(self.weights.rows(whole), x[whole])[: len(rows)]
 
 
-def _reader(engine: Engine, model: Model, decoding: Decoding) -> _Reader:
+def _reader(engine: Engine, model: Model, decoding: GenerationConfig) -> _Reader:
     state = new_state(model, decoding.padded(decoding.slots))
     return _Reader(engine, model, unperturbed(model), state, decoding.padded)
 

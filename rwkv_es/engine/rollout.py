@@ -1,56 +1,38 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.cpu import engine as cpu
-from rwkv_es.engine.decoding import Completion, Decoding, Hearing, Rollout, next_fork, refuse_too_much
-from rwkv_es.engine.scheduler import Admission, Move, Pool, Prefix, Request, longest_first
+from rwkv_es.engine.decoding import (
+    Completion,
+    GenerationConfig,
+    OnFinished,
+    Rollout,
+    next_shared_prefix,
+    refuse_too_much,
+)
+from rwkv_es.engine.engines import Engine, engine_of
+from rwkv_es.engine.scheduler import Admission, Move, Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
-from rwkv_es.errors import ConfigError
 from rwkv_es.gpu import engine as gpu
-from rwkv_es.gpu import trial as gpu_trial
-from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.batch import Verdict, examine
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.penalties import penalties_of
 from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
-from rwkv_es.pretrained.checkpoint import Arch
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens
-_SAID: set[str] = set()  # on stderr
-_NEEDS = {
-    "numba": "a CPU, numba, fp32 weights",
-    "triton": "a GPU, Triton, fp32 or bf16 weights",
-}
-
-
-class Engine(Protocol):
-    """What computes: `model.forward` is the reference, the others do the same faster."""
-
-    can_read_ahead: bool  # reading many tokens of one row at once has the bits of one after the other
-
-    def forward(self, weights: Weights, arch: Arch, tokens: Tensor, state: State) -> Tensor:
-        """Read one token per row, (S,) int64 -> (S,C); updates the state (S rows) in place. One row: (T,) tokens."""
-
-    def logits(self, weights: Weights, x: Tensor) -> Tensor:
-        """Apply the LM head: (S,C) -> (S,V) fp32."""
 
 
 def rollout(
     model: Model,
     requests: Sequence[Request],
-    decoding: Decoding,
+    decoding: GenerationConfig,
     factors: Factors | None = None,
-    hear: Hearing = lambda ended: None,
+    on_finished: OnFinished = lambda ended: None,
 ) -> Rollout:
     """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
 
@@ -61,87 +43,36 @@ def rollout(
     """
     refuse_too_much(requests)
     requests = [request._replace(id=i) for i, request in enumerate(requests)]
-    pool = Pool(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
+    scheduler = Scheduler(longest_first(requests, decoding.slots), min(decoding.slots, len(requests)))
     done: dict[int, Completion] = {}
     num_ticks = num_read = 0
-    with engine_of(model, decoding._replace(slots=pool.num_slots), factors) as engine:
+    with engine_of(model, decoding._replace(slots=scheduler.num_slots), factors) as engine:
         if isinstance(engine, gpu.GpuEngine):
             from rwkv_es.engine import gpu_loop  # and Triton
 
-            return gpu_loop.rollout(engine, requests, decoding, factors, hear)
+            return gpu_loop.rollout(engine, requests, decoding, factors, on_finished)
         rows = _Rows(model, requests, decoding, factors)
-        while not pool.is_done:
-            rows.admit_(pool.admit())
-            rows.forget_(pool.release())
-            num_read += rows.read_ahead_(engine, len(pool.active))
-            num_ticks, num_read = num_ticks + 1, num_read + len(pool.active)
-            rows.tick_(engine, len(pool.active))
-            rows.save_prefixes_(pool)
-            finished = rows.finished(len(pool.active))
-            ended = {pool.active[slot].id: completion for slot, completion in finished.items()}
-            rows.move_(pool.retire(finished))
+        while not scheduler.is_done:
+            rows.admit(scheduler.schedule())
+            rows.forget(scheduler.release())
+            num_read += rows.read_ahead(engine, len(scheduler.active))
+            num_ticks, num_read = num_ticks + 1, num_read + len(scheduler.active)
+            rows.tick(engine, len(scheduler.active))
+            rows.save_prefixes(scheduler)
+            finished = rows.finished(len(scheduler.active))
+            ended = {scheduler.active[slot].id: completion for slot, completion in finished.items()}
+            rows.move(scheduler.finish(finished))
             done.update(ended)
-            hear(ended)
+            on_finished(ended)
     return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
-
-
-def examined(model: Model, decoding: Decoding, factors: Factors | None = None) -> Verdict:
-    """Find out how many rows this machine's products need, as the engine makes them, for the same bits in any company.
-
-    factors: of any directions of the targets that will be perturbed.
-    """
-    is_fused = decoding.engine in ("auto", "numba") and cpu.is_able(model, factors)
-    rank = max((a.shape[-1] for a in factors.a.values()), default=1) if factors is not None else 1
-    return examine(model, decoding.slots, decoding.threads, is_fused=is_fused, rank=rank)
-
-
-@contextmanager
-def engine_of(model: Model, decoding: Decoding, factors: Factors | None) -> Iterator[Engine]:
-    """Choose what computes `forward` and `logits`: fused kernels of the CPU or GPU if they can, else plain torch.
-
-    The GPU's are compared with plain torch first, once per process; a line on stderr says why they are not used.
-
-    Raises:
-        ConfigError: the engine that was asked for cannot run this model under these perturbations.
-    """
-    name = decoding.engine
-    if name == "auto":
-        name = "numba" if cpu.is_able(model, factors) else "torch"
-        if model.like.device.type == "cuda":
-            name = "torch" if _says_why_not(model, factors) else "triton"
-    is_able, running = ENGINES[name]
-    if not is_able(model, factors):
-        raise ConfigError(f"engine {name} needs {_NEEDS[name]}, and matrices as targets; try --engine auto")
-    with running(model, factors, decoding) as engine:
-        yield engine
-
-
-def _says_why_not(model: Model, factors: Factors | None) -> bool:
-    """Say on stderr, once for each reason, why the GPU's kernels are not used; return whether there is a reason."""
-    reason = gpu_trial.reason_against(model, factors)
-    if reason and reason not in _SAID:
-        _SAID.add(reason)
-        print(f"rwkv-es: plain torch is used on the GPU, several times slower than Triton: {reason}", file=sys.stderr)
-    return bool(reason)
-
-
-@contextmanager
-def _plain_torch(*_: object) -> Iterator[Engine]:
-    yield torch_engine
-
-
-# Each says whether it can run a model under some factors, and runs it for a way of decoding.
-ENGINES: dict[str, tuple[Callable[..., bool], Callable[..., AbstractContextManager[Engine]]]] = {
-    "torch": (lambda model, factors: True, _plain_torch),
-    "numba": (cpu.is_able, lambda model, factors, d: cpu.running(model, factors, d.threads, d.row_multiple)),
-    "triton": (gpu.is_able, lambda model, factors, d: gpu.running(model, factors, d.padded(d.slots))),
-}
 
 
 class _Rows:
     """What is in the slots: the text that each row reads and writes, and its recurrent state."""
 
-    def __init__(self, model: Model, requests: Sequence[Request], decoding: Decoding, factors: Factors | None) -> None:
+    def __init__(
+        self, model: Model, requests: Sequence[Request], decoding: GenerationConfig, factors: Factors | None
+    ) -> None:
         self.model, self.decoding, self.factors = model, decoding, factors
         capacity = decoding.padded(min(decoding.slots, len(requests)))
         self.state = new_state(model, capacity)
@@ -150,8 +81,10 @@ class _Rows:
         member = requests[0].member if requests else -1
         self.member = torch.full((capacity,), member, dtype=torch.int64, device=self.state.wkv.device)
         self.prompt = np.zeros((capacity, max((len(r.prompt) for r in requests), default=0)), np.int64)
-        self.written = np.zeros((capacity, max((r.max_new for r in requests), default=0)), np.int64)
-        self.num_prompt, self.num_read, self.num_written, self.most, self.next_fork = np.zeros((5, capacity), np.int64)
+        self.written = np.zeros((capacity, max((r.max_new_tokens for r in requests), default=0)), np.int64)
+        self.num_prompt, self.num_read, self.num_written, self.most, self.next_shared_prefix = np.zeros(
+            (5, capacity), np.int64
+        )
         self.counter = np.zeros((capacity, 4), np.int64)
         self.stops, self.stops_of = distinct([request.stops for request in requests], decoding.stops)
         self.can_end = np.stack([stops.can_end for stops in self.stops])  # (kinds of stops,V)
@@ -161,12 +94,12 @@ class _Rows:
         self.penalties = penalties_of(decoding.sampling, token_bytes, self.written.shape, device)
         self.weights = self._weights()
 
-    def admit_(self, admissions: Sequence[Admission]) -> None:
+    def admit(self, admissions: Sequence[Admission]) -> None:
         """Put requests into their slots; their states start empty or as saved for their prefix."""
         if not admissions:
             return
         for slot, request, prefix in admissions:
-            self._place_(slot, request, len(prefix[1]) if prefix else 0)
+            self._place(slot, request, len(prefix[1]) if prefix else 0)
         self.weights = self._weights()
         slots = self._index([admission.slot for admission in admissions])
         reset_rows_(self.state, self.weights.rows(slots), slots)
@@ -174,14 +107,14 @@ class _Rows:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
 
-    def read_ahead_(self, engine: Engine, num_active: int) -> int:
+    def read_ahead(self, engine: Engine, num_active: int) -> int:
         """If only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
 
         The bits are those of token by token, the products larger. Returns the number of tokens read.
         """
         if num_active > FEW_ROWS or not engine.can_read_ahead or self.member.device.type != "cpu":
             return 0
-        next_stop = np.where(self.next_fork < 0, self.num_prompt, self.next_fork)[:num_active]
+        next_stop = np.where(self.next_shared_prefix < 0, self.num_prompt, self.next_shared_prefix)[:num_active]
         ahead = np.minimum(next_stop - self.num_read[:num_active] - 1, MOST_AHEAD)
         counts = ahead // self.decoding.row_multiple * self.decoding.row_multiple
         for slot in np.flatnonzero(counts > 0):
@@ -192,7 +125,7 @@ class _Rows:
             self.num_read[slot] += count
         return int(counts[counts > 0].sum())
 
-    def tick_(self, engine: Engine, num_active: int) -> None:
+    def tick(self, engine: Engine, num_active: int) -> None:
         """Read one token per row; sample one for each row that has read its prompt."""
         rows_read = slice(self.decoding.padded(num_active))
         in_prompt = self.num_read < self.num_prompt
@@ -202,7 +135,7 @@ class _Rows:
         weights, state = self.weights.rows(rows_read), self.state.rows(rows_read)
         x = engine.forward(weights, self.model.arch, self._index(tokens[rows_read]), state)
         self.num_read[:num_active] += 1
-        self._sample_(engine, x, np.flatnonzero(self.num_read[:num_active] >= self.num_prompt[:num_active]))
+        self._sample(engine, x, np.flatnonzero(self.num_read[:num_active] >= self.num_prompt[:num_active]))
 
     def finished(self, num_active: int) -> dict[int, Completion]:
         """Return the completions of the rows that have ended, by slot."""
@@ -218,22 +151,22 @@ class _Rows:
             for slot in np.flatnonzero(is_broken | is_end | (count >= self.most[:num_active]))
         }
 
-    def save_prefixes_(self, pool: Pool) -> None:
+    def save_prefixes(self, scheduler: Scheduler) -> None:
         """Save the state of every row that has just read a prefix which others wait for."""
-        num_active = len(pool.active)
-        for slot in np.flatnonzero(self.num_read[:num_active] == self.next_fork[:num_active]):
-            request, length = pool.active[slot], int(self.num_read[slot])
+        num_active = len(scheduler.active)
+        for slot in np.flatnonzero(self.num_read[:num_active] == self.next_shared_prefix[:num_active]):
+            request, length = scheduler.active[slot], int(self.num_read[slot])
             prefix = (request.member, request.prompt[:length])
-            if pool.publish(prefix):
+            if scheduler.publish(prefix):
                 self.saved[prefix] = State(*(part[:, slot : slot + 1].clone() for part in self.state))
-            self.next_fork[slot] = next_fork(request, length)
+            self.next_shared_prefix[slot] = next_shared_prefix(request, length)
 
-    def forget_(self, prefixes: Sequence[Prefix]) -> None:
+    def forget(self, prefixes: Sequence[Prefix]) -> None:
         """Drop saved states."""
         for prefix in prefixes:
             del self.saved[prefix]
 
-    def move_(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Sequence[Move]) -> None:
         """Move rows to other slots."""
         if not moves:
             return
@@ -244,14 +177,14 @@ class _Rows:
         for rows in (*(layer for part in self.state for layer in part), self.member):  # a layer's copy at a time
             rows[to] = rows[start]
         if self.penalties is not None:
-            self.penalties.move_(to, start)
+            self.penalties.move(to, start)
         self.weights = self._weights()
 
-    def _place_(self, slot: int, request: Request, num_read: int) -> None:
+    def _place(self, slot: int, request: Request, num_read: int) -> None:
         self.prompt[slot, : len(request.prompt)] = request.prompt
         self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
-        self.num_written[slot], self.most[slot] = 0, request.max_new
-        self.next_fork[slot] = next_fork(request, num_read)
+        self.num_written[slot], self.most[slot] = 0, request.max_new_tokens
+        self.next_shared_prefix[slot] = next_shared_prefix(request, num_read)
         self.kind[slot], self.is_broken[slot] = self.stops_of[request.id], False
         if self.factors is not None:  # the kernels look it up without asking again
             assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
@@ -262,7 +195,7 @@ class _Rows:
         if self.penalties is not None:
             self.penalties.start_(slot)
 
-    def _sample_(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
+    def _sample(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
         """Sample the next token of `rows` from the hidden x (S,C)."""
         if not rows.size:
             return
@@ -289,7 +222,7 @@ class _Rows:
             self.num_read,
             self.num_written,
             self.most,
-            self.next_fork,
+            self.next_shared_prefix,
             self.kind,
             self.is_broken,
         )

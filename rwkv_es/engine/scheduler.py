@@ -13,15 +13,17 @@ Prefix = tuple[int, tuple[int, ...]]  # (member, tokens): what a saved state has
 
 
 class Request(NamedTuple):
-    """One completion to generate. Sampling noise is a function of (step, member pair, problem, sample, position)."""
+    """One completion to generate. Sampling's noise is a function of (step, member pair, problem, sample, position)."""
 
     member: int  # -1: the unperturbed model
     problem: int
     prompt: tuple[int, ...]
-    max_new: int
+    max_new_tokens: int
     sample: int = 0
     step: int = 0
-    forks: tuple[int, ...] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
+    shared_prefixes: tuple[
+        int, ...
+    ] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
     stops: Stops | None = None  # where it ends; None: the decoding's
     id: int = -1  # its place in the list of requests; `rollout` sets it
 
@@ -47,7 +49,7 @@ class Move(NamedTuple):
     target: int
 
 
-class Pool:
+class Scheduler:
     """Active slots are always the first ones: a leaver's place is taken by a row from the end.
 
     A prefix wanted by several requests is read by the first of them; the others wait until `publish` says that its
@@ -83,7 +85,7 @@ class Pool:
         """Count the requests that have not entered a slot."""
         return len(self._unserved)
 
-    def admit(self) -> list[Admission]:
+    def schedule(self) -> list[Admission]:
         """Fill the free slots: first with those who have nothing more to share, then in the order of the line."""
         admissions = []
         while (self._ready or self._line) and len(self.active) < self.num_slots:
@@ -112,7 +114,7 @@ class Pool:
         self._saved.add(prefix)
         return True
 
-    def retire(self, slots: Iterable[int]) -> list[Move]:
+    def finish(self, slots: Iterable[int]) -> list[Move]:
         """Empty `slots` and close the gaps with rows from the end. No slot is both a source and a target."""
         empty = set(slots)
         num_left = len(self.active) - len(empty)
@@ -149,7 +151,7 @@ class Pool:
 
 def prefixes(request: Request) -> list[Prefix]:
     """Return the request's shareable prefixes, shortest first."""
-    return [(request.member, request.prompt[:length]) for length in request.forks]
+    return [(request.member, request.prompt[:length]) for length in request.shared_prefixes]
 
 
 def longest_first(requests: Sequence[Request], num_slots: int) -> list[Request]:
@@ -162,7 +164,7 @@ def longest_first(requests: Sequence[Request], num_slots: int) -> list[Request]:
     return [*requests[:first], *sorted(requests[first:], key=lambda request: -len(request.prompt))]
 
 
-def with_forks(requests: Sequence[Request], shortest: int = 8) -> list[Request]:
+def with_shared_prefixes(requests: Sequence[Request], shortest: int = 8) -> list[Request]:
     """Mark what requests of one member share: a header of all their prompts, and the prompt of several samples.
 
     A prefix stops one token before the prompt's end, since sampling needs the logits of the last token.
@@ -176,7 +178,7 @@ def with_forks(requests: Sequence[Request], shortest: int = 8) -> list[Request]:
     for request in requests:
         whole = len(request.prompt) - 1
         lengths = {headers[request.member], whole if copies[request.member, request.prompt] > 1 else 0}
-        marked.append(request._replace(forks=tuple(sorted(n for n in lengths if shortest <= n <= whole))))
+        marked.append(request._replace(shared_prefixes=tuple(sorted(n for n in lengths if shortest <= n <= whole))))
     return marked
 
 

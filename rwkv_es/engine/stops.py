@@ -35,11 +35,11 @@ def make_stops(tokenizer: Tokenizer, strings: Sequence[str]) -> Stops:
     return Stops(tokenizer.end_id, wanted, can_end, tokenizer.token_bytes)
 
 
-def cut(text: str, strings: Sequence[str], ends: Sequence[str] = ()) -> str:
-    """Return the text before the first of the stop strings; an end string stays, what follows the first does not."""
-    places = [text.index(string) for string in strings if string and string in text]
-    places += [text.index(end) + len(end) for end in ends if end in text]
-    return text[: min(places)] if places else text
+def cut(text: str, stop: Sequence[str], stop_included: Sequence[str] = ()) -> str:
+    """Return the text before the first `stop` string or after the first `stop_included`, whichever comes first."""
+    lengths = [text.index(string) for string in stop if string and string in text]
+    lengths += [text.index(string) + len(string) for string in stop_included if string in text]
+    return text[: min(lengths)] if lengths else text
 
 
 def _can_end(data: bytes, string: bytes) -> bool:

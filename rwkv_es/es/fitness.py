@@ -55,7 +55,7 @@ def has_signal(rewards: Tensor) -> Tensor:
     return highest > lowest
 
 
-def centred(rewards: Tensor) -> Tensor:
+def centered(rewards: Tensor) -> Tensor:
     """Subtract each problem's mean over members, then average over problems: (N,P) -> (N,)."""
     return _centre(rewards).nanmean(1)
 
@@ -67,7 +67,7 @@ def zscore(rewards: Tensor) -> Tensor:
 
 
 def rank(rewards: Tensor) -> Tensor:
-    """Replace the centred averages by their ranks, spread over [-1/2, 1/2]; ties share theirs: (N,P) -> (N,).
+    """Replace the centered averages by their ranks, spread over [-1/2, 1/2]; ties share theirs: (N,P) -> (N,).
 
     Averages that lie within the rounding of the rewards (see `_rounding`) of the next one are ties.
     """
@@ -100,7 +100,7 @@ def raw(rewards: Tensor) -> Tensor:
 
 SHAPINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "zscore": zscore,
-    "centered": centred,
+    "centered": centered,
     "rank": rank,
     "sign": sign,
     "raw": raw,
@@ -112,7 +112,7 @@ def _centre(rewards: Tensor) -> Tensor:
 
 
 def _exact_averages(rewards: Tensor) -> list[float]:
-    """Average the centred rewards of each member, rounded once: the order of the problems changes nothing."""
+    """Average the centered rewards of each member, rounded once: the order of the problems changes nothing."""
     columns = [[value for value in column if not math.isnan(value)] for column in rewards.T.tolist()]
     means = [math.fsum(column) / len(column) if column else math.nan for column in columns]
     rows = ([(r, -m) for r, m in zip(row, means) if not math.isnan(r)] for row in rewards.tolist())

@@ -49,7 +49,7 @@ class Masters(Mapping[str, Tensor]):
         held, weights = self.held[name][rows], self.params[name][rows]
         return join(weights, held) if self.in_parts else held.to(weights.device, copy=True)
 
-    def write_(self, name: str, rows: slice, values: Tensor) -> None:
+    def write(self, name: str, rows: slice, values: Tensor) -> None:
         """Set some rows, and the weights that are rounded from them, in place."""
         held, weights = self.held[name][rows], self.params[name][rows]
         if self.in_parts:

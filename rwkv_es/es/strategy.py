@@ -162,7 +162,7 @@ class ES:
 
     def load(self, step: int, params: Params, optimizer: Mapping[str, Any]) -> None:
         """Go on from the weights and the optimiser's memory (`weights`, `optimizer_state`) after `step` steps."""
-        self.updater.load_(params, optimizer)
+        self.updater.load(params, optimizer)
         self.step = step
 
     def weights(self) -> Params:
@@ -181,7 +181,7 @@ class ES:
         """Apply one update. Returns its size in units of sigma; without any signal there is none."""
         rms_per_sigma: Mapping[str, float] = {}
         if fitness.any():
-            rms_per_sigma = self.updater.step_(self._noise(self.step, sigma), fitness, lr)
+            rms_per_sigma = self.updater.step(self._noise(self.step, sigma), fitness, lr)
         self.step += 1
         return sum(rms_per_sigma.values()) / max(1, len(rms_per_sigma))
 

@@ -88,7 +88,7 @@ class Updater:
         free, _ = torch.cuda.mem_get_info(self.device)
         return _SHARE_OF_MASTERS * sum(2 * self.params[name].numel() for name in low) <= free
 
-    def step_(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
+    def step(self, noise: StepNoise, fitness: Tensor, lr: float) -> dict[str, float]:
         """Apply `W += lr * multiplier * g` (or the optimiser's version of it) to every target, in place.
 
         fitness (N,) of all members of the step. Returns the root mean square of each target's step, before it is
@@ -98,7 +98,7 @@ class Updater:
             ConfigError: a step is not finite.
         """
         fitness = fitness.to(self.device)
-        return {name: self._step_tensor_(name, noise, fitness, lr) for name in self.names}
+        return {name: self._step_tensor(name, noise, fitness, lr) for name in self.names}
 
     def weights(self) -> Params:
         """Return the most exact weights there are: master copies where they exist; all but int8 in one dtype."""
@@ -117,17 +117,17 @@ class Updater:
         """Return what the optimisers remember, for a snapshot."""
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items() if optimizer.state}
 
-    def load_(self, params: Params, state: Mapping[str, Any]) -> None:
+    def load(self, params: Params, state: Mapping[str, Any]) -> None:
         """Continue from a snapshot's weights (in the dtype of `weights()`) and optimiser state, in place."""
         for name, weight in self.params.items():
             assert (params[name].dtype == torch.int8) == (name in self.scales), f"{name} is {params[name].dtype}"
             weight.copy_(params[name])
         for name in self.master:
-            self.master.write_(name, WHOLE, params[name])
+            self.master.write(name, WHOLE, params[name])
         for name, saved in state.items():
             self.optimizers[name].load_state_dict(saved)
 
-    def _step_tensor_(self, name: str, noise: StepNoise, fitness: Tensor, lr: float) -> float:
+    def _step_tensor(self, name: str, noise: StepNoise, fitness: Tensor, lr: float) -> float:
         multiplier = noise.targets[name].multiplier
         squares = 0.0
         for rows in self._slabs(name, noise):
@@ -137,7 +137,7 @@ class Updater:
             squares += (torch.dot(flat, flat) * size * size).item()
             if not math.isfinite(squares):
                 raise ConfigError(f"the update of {name} at step {noise.step} is not finite; lower lr (now {lr})")
-            self._add_(name, rows, direction, size, noise.step)
+            self._add(name, rows, direction, size, noise.step)
         return math.sqrt(squares / self.params[name].numel()) / (noise.sigma * multiplier)
 
     def _slabs(self, name: str, noise: StepNoise) -> Iterable[slice]:
@@ -166,14 +166,14 @@ class Updater:
         drift = self.master.read(name, rows) if is_copy else stored.to(torch.float32, copy=True)
         return drift.sub_(self.base[name][rows].to(self.device)) if name in self.base else drift
 
-    def _add_(self, name: str, rows: slice, direction: Tensor, size: float, step: int) -> None:
+    def _add(self, name: str, rows: slice, direction: Tensor, size: float, step: int) -> None:
         stored = self.params[name][rows]
         key, first = hash_key("rounding", self.rule.seed, name), (rows.start or 0) * stored[0].numel()
         if name in self.scales:
             steps = direction.mul_(size).div_(self.scales[name][rows, None])
-            int8.move_(stored, steps, key, step, first)
+            int8.move(stored, steps, key, step, first)
         elif name in self.master.held:
-            self.master.write_(name, rows, self.master.read(name, rows).add_(direction, alpha=size))
+            self.master.write(name, rows, self.master.read(name, rows).add_(direction, alpha=size))
         elif stored.dtype == torch.bfloat16:
             stored.copy_(round_stochastically(stored.float().add_(direction, alpha=size), key, step, first))
         else:

@@ -167,9 +167,9 @@ class GpuEngine:
         sign, out = like.new_zeros(num_rows), like.new_empty(num_rows, self.model.arch.n_embd)
         weights = weights if is_plain else weights._replace(direction=numbers[1], sign=sign)
         rows = Rows(numbers[0], weights, numbers[1], sign, state, out)
-        return Step(rows, partial(self._run_, rows), None, 0)
+        return Step(rows, partial(self._run, rows), None, 0)
 
-    def _run_(self, rows: Rows) -> None:
+    def _run(self, rows: Rows) -> None:
         rows.out.copy_(self.read_(rows.weights, rows.tokens, rows.state))
 
     def read_(self, weights: Weights, tokens: Tensor, state: State) -> Tensor:

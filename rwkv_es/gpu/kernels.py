@@ -205,9 +205,9 @@ def _added(y, span, seen, LAYOUT: tl.constexpr, MATRIX: tl.constexpr):
 @triton.jit
 def _normal(x, span, norm, C: tl.constexpr):
     """Layer norm with eps 1e-5: x (TILE,), norm (2,C) weight and bias -> (TILE,)."""
-    centred = tl.where(span[1], x - tl.sum(x) / C, 0)
-    inverse = 1 / tl.sqrt(tl.sum(centred * centred) / C + 1e-5)
-    return centred * inverse * _load(norm, span) + _load(norm + C, span)
+    centered = tl.where(span[1], x - tl.sum(x) / C, 0)
+    inverse = 1 / tl.sqrt(tl.sum(centered * centered) / C + 1e-5)
+    return centered * inverse * _load(norm, span) + _load(norm + C, span)
 
 
 @triton.jit
@@ -301,9 +301,9 @@ def _renewed(state, w, kk, a, k_and_v):
 @triton.jit
 def _group_norm(y, span, vectors, C):
     """Group norm of one head, eps 64e-5: y (K_h,), vectors (2,C) weight and bias -> (K_h,)."""
-    centred = y - tl.sum(y) / K_H
-    inverse = 1 / tl.sqrt(tl.sum(centred * centred) / K_H + 64e-5)
-    return centred * inverse * _load(vectors, span) + _load(vectors + C, span)
+    centered = y - tl.sum(y) / K_H
+    inverse = 1 / tl.sqrt(tl.sum(centered * centered) / K_H + 64e-5)
+    return centered * inverse * _load(vectors, span) + _load(vectors + C, span)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.noise.factors import hash_key
 
 if TYPE_CHECKING:
-    from rwkv_es.engine.decoding import Decoding
+    from rwkv_es.engine.decoding import GenerationConfig
     from rwkv_es.engine.scheduler import Request
 
 Work = Callable[[], None]
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 class GpuSlots:
     """What is in the slots, and the ticks that go over the first so many of them."""
 
-    def __init__(self, engine: Engine, factors: Factors | None, sizes: Sizes, decoding: "Decoding") -> None:
+    def __init__(self, engine: Engine, factors: Factors | None, sizes: Sizes, decoding: "GenerationConfig") -> None:
         model = engine.model
         device, like = model.like.device, model.like
         self.engine, self.factors, self.sizes = engine, factors, sizes
@@ -99,14 +99,14 @@ class GpuSlots:
     def prepare(self, counts: Sequence[int]) -> None:
         """Make the ticks over so many rows ready. Nobody is there yet, so that trying them changes nothing."""
         for count in counts:
-            work = partial(self._tick_, count, self._weights(slice(count)))
+            work = partial(self._tick, count, self._weights(slice(count)))
             if self.engine.capture is None:
                 self.ticks[count] = work, work
             else:
                 work()  # compiles what it needs
                 self.ticks[count] = self.engine.capture(work), work
 
-    def tick_(self, count: int) -> int:
+    def tick(self, count: int) -> int:
         """Let the first `count` slots read a token each; return a number by which `listen` knows the tick."""
         self.ticks[count][0]()
         place = self.num_ticks % len(self.ring)
@@ -123,32 +123,32 @@ class GpuSlots:
             event.synchronize()
         return self.ring[place][:count].numpy()
 
-    def admit_(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
+    def admit(self, entries: Sequence[Entry], stopped: Sequence[int]) -> None:
         """Let requests enter slots, and the rows of others come to rest."""
         if entries or stopped:
             kernels.admit(self.slots, self._sent(columns(entries, stopped, self.slots.prompt.shape[1], self.factors)))
         if not entries:
             return
         saved = [(entry.saved, entry.place) for entry in entries]
-        self._copy_(self.state, self.saved, saved)
+        self._copy(self.state, self.saved, saved)
         fresh = [place for source, place in saved if source < 0]
         if self.has_initial_state and fresh:
             rows = self._sent(np.array(fresh, np.int64))
             reset_rows_(self.state, self._weights(rows), rows)
 
-    def save_(self, places: Sequence[tuple[int, int]]) -> None:
+    def save(self, places: Sequence[tuple[int, int]]) -> None:
         """Save the states of some slots: (slot, where)."""
-        self._copy_(self.saved, self.state, places)
+        self._copy(self.saved, self.state, places)
 
-    def move_(self, places: Sequence[tuple[int, int]]) -> None:
+    def move(self, places: Sequence[tuple[int, int]]) -> None:
         """Move rows to slots where nobody is: (from, to)."""
-        self._copy_(self.state, self.state, places)
+        self._copy(self.state, self.state, places)
         pairs = self._sent(np.array(places, np.int64))
         for column in (*self.slots, self.occurrence):
             column[pairs[:, 1]] = column[pairs[:, 0]]
         self.slots.live[pairs[:, 0]] = 0
 
-    def _tick_(self, count: int, weights: Weights) -> None:
+    def _tick(self, count: int, weights: Weights) -> None:
         slots = kernels.Slots(*(column[:count] for column in self.slots))
         kernels.choose_tokens(self.tokens[:count], slots)
         x = self.engine.read_(weights, self.tokens[:count], self.state.rows(slice(count)))
@@ -183,7 +183,7 @@ class GpuSlots:
             return weights
         return weights._replace(factors=self.factors, direction=self.slots.direction, sign=self.slots.sign).rows(rows)
 
-    def _copy_(self, target: State, source: State, places: Sequence[tuple[int, int]]) -> None:
+    def _copy(self, target: State, source: State, places: Sequence[tuple[int, int]]) -> None:
         pairs = self._sent(np.array(places, np.int64))
         for part, other in zip(target, source):
             kernels.copy_rows(part, other, pairs)
@@ -201,7 +201,7 @@ def columns(entries: Sequence[Entry], stopped: Sequence[int], longest: int, fact
     for row, (place, request, num_read, _) in zip(found, entries):
         direction = 0 if factors is None else request.member // 2 - factors.first
         assert factors is None or 0 <= direction < factors.num_directions, f"no factors of {request.member}"
-        sizes, sign = (num_read, len(request.prompt), request.max_new), 1 - 2 * (request.member % 2)
+        sizes, sign = (num_read, len(request.prompt), request.max_new_tokens), 1 - 2 * (request.member % 2)
         row[: kernels.NUM_COLUMNS] = (place, 1, *sizes, direction, sign, *request.counter)
         row[kernels.NUM_COLUMNS : kernels.NUM_COLUMNS + len(request.prompt)] = request.prompt
     found[len(entries) :, kernels.PLACE] = stopped

@@ -73,9 +73,9 @@ def check_gold(session: Session, scorers: RewardPool, size: int, splits: Sequenc
     texts = [_as_read(session, problem, ids) for problem, ids in zip(problems, encoded)]
     scores = scorers.score(problems, texts, encoded)
     if scorers.is_users:
-        scorers.say_failure_(scores)
+        scorers.say_failure(scores)
     bad = list(_wrong([name for name, _ in known], scores, is_failure_said=scorers.is_users))
-    too_long = sum(len(ids) > part_of(session, problem).max_new for problem, ids in zip(problems, encoded))
+    too_long = sum(len(ids) > part_of(session, problem).max_new_tokens for problem, ids in zip(problems, encoded))
     return Gold(len(known), bad[0] if bad else "", max(map(len, encoded), default=0), too_long, prompts)
 
 
@@ -91,7 +91,7 @@ def _wrong(names: Sequence[str], scores: Scores, is_failure_said: bool) -> Itera
 def _as_read(session: Session, problem: Problem, ids: Sequence[int]) -> str:
     """Return a gold answer as it would be read from a model's tokens."""
     part = part_of(session, problem)
-    return cut(session.tokenizer.decode(ids), part.strings, part.ends)
+    return cut(session.tokenizer.decode(ids), part.stop, part.stop_included)
 
 
 def gold_warnings(config: Config, gold: Gold) -> Iterator[str]:
@@ -99,15 +99,15 @@ def gold_warnings(config: Config, gold: Gold) -> Iterator[str]:
     if gold.wrong:
         yield gold.wrong + (" (with the reward you gave)" if config.reward else "")
     if gold.num_too_long:
-        yield f"{gold.num_too_long} gold answers are longer than an answer may get; raise --max-new"
+        yield f"{gold.num_too_long} gold answers are longer than an answer may get; raise --max-new-tokens"
 
 
 def context_warnings(session: Session, gold: Gold) -> Iterator[str]:
     """Warn if prompt and answer may be longer than the texts the model was trained on, as inferred from its name."""
-    longest = gold.prompt_tokens[2] + max(part.max_new for part in session.parts)
+    longest = gold.prompt_tokens[2] + max(part.max_new_tokens for part in session.parts)
     trained = re.search(r"ctx(\d+)", session.base_path.name)
     if trained and longest > int(trained[1]):
         yield (
             f"a prompt and its answer may have {longest} tokens, but the model was trained on {trained[1]}; "
-            "lower --max-new or --shots"
+            "lower --max-new-tokens or --shots"
         )

@@ -13,7 +13,7 @@ from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.model.wkv import wkv_
 from rwkv_es.noise.factors import StepNoise, sign
 
-can_read_ahead = True  # see `rollout.Engine`, whose reference this module is
+can_read_ahead = True  # see `engines.Engine`, whose reference this module is
 _LOG_DECAY = -0.606531  # -exp(-1/2): the decay is exp(_LOG_DECAY * sigmoid(.))
 
 

@@ -87,7 +87,7 @@ def embed(tokens: Tensor, matrix: Quantized, dtype: torch.dtype) -> Tensor:
     return (matrix.values[tokens].float() * matrix.scale[tokens, None]).to(dtype)
 
 
-def move_(values: Tensor, steps: Tensor, key: tuple[int, int], step: int, first: int = 0) -> None:
+def move(values: Tensor, steps: Tensor, key: tuple[int, int], step: int, first: int = 0) -> None:
     """Add steps, in units of the grid, to int8 values in place, rounded up with a probability equal to the remainder.
 
     values (...) int8, steps (...) fp32, both contiguous; what would leave +-127 stays there. Noise comes from the

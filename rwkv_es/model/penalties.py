@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 
 _UNCOUNTED = b" \t0123456789"
 
@@ -29,7 +29,7 @@ def counted(token_bytes: Sequence[bytes], device: torch.device | str = "cpu") ->
     return torch.tensor([float(data not in _UNCOUNTED) for data in token_bytes], dtype=torch.float64, device=device)
 
 
-def penalise_(scores: Tensor, text: Text, sampling: Sampling) -> None:
+def penalise_(scores: Tensor, text: Text, sampling: SamplingParams) -> None:
     """Take its penalty off the logit of each token that a row has written: scores (S,V) fp32, in place.
 
     Every logit has at most one penalty that is not 0, so that the order of the additions changes nothing.
@@ -40,7 +40,7 @@ def penalise_(scores: Tensor, text: Text, sampling: Sampling) -> None:
     scores.scatter_add_(1, text.written.long(), -penalty.masked_fill(~is_first, 0).to(scores.dtype))
 
 
-def note_(text: Text, tokens: Tensor, amounts: Tensor, sampling: Sampling) -> None:
+def note_(text: Text, tokens: Tensor, amounts: Tensor, sampling: SamplingParams) -> None:
     """Let every row write a token at its next place, in place: tokens (S,), below 0: none; amounts (V,) of `counted`.
 
     The lengths stay as they are.
@@ -57,7 +57,7 @@ def note_(text: Text, tokens: Tensor, amounts: Tensor, sampling: Sampling) -> No
 
 
 def penalties_of(
-    sampling: Sampling, token_bytes: Sequence[bytes], size: tuple[int, int], device: torch.device
+    sampling: SamplingParams, token_bytes: Sequence[bytes], size: tuple[int, int], device: torch.device
 ) -> "Penalties | None":
     """Return penalties on texts of size (rows, tokens), if there are any; `token_bytes` are the vocabulary."""
     return Penalties(sampling, counted(token_bytes, device), *size) if sampling.has_penalties else None
@@ -66,7 +66,7 @@ def penalties_of(
 class Penalties:
     """The texts of all slots, of which a tick sees some rows."""
 
-    def __init__(self, sampling: Sampling, amounts: Tensor, num_rows: int, longest: int) -> None:
+    def __init__(self, sampling: SamplingParams, amounts: Tensor, num_rows: int, longest: int) -> None:
         device = amounts.device
         self.sampling, self.amounts = sampling, amounts
         self.written = torch.zeros(num_rows, max(longest, 1), dtype=torch.int64, device=device)
@@ -77,7 +77,7 @@ class Penalties:
         """Forget what a row has written."""
         self.length[row] = 0
 
-    def move_(self, target: Tensor, source: Tensor) -> None:
+    def move(self, target: Tensor, source: Tensor) -> None:
         """Move rows to other slots."""
         for column in (self.written, self.occurrence, self.length):
             column[target] = column[source]

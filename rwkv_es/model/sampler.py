@@ -9,7 +9,7 @@ from rwkv_es.config.groups import DEFAULT_PENALTY_DECAY, DecodingOptions
 from rwkv_es.noise.factors import hash_key, uniform
 
 
-class Sampling(NamedTuple):
+class SamplingParams(NamedTuple):
     """How tokens are chosen. Temperature 0 is greedy; top_k 0 means all tokens, min_p 0 too."""
 
     seed: int = 0
@@ -22,7 +22,7 @@ class Sampling(NamedTuple):
     penalty_decay: float = DEFAULT_PENALTY_DECAY
 
     @classmethod
-    def of(cls, config: DecodingOptions, seed: int) -> "Sampling":
+    def of(cls, config: DecodingOptions, seed: int) -> "SamplingParams":
         """Return what the options say."""
         return cls(seed, *(getattr(config, name) for name in cls._fields[1:]))
 
@@ -37,7 +37,7 @@ class Sampling(NamedTuple):
         return bool(self.presence_penalty or self.frequency_penalty)
 
 
-def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
+def sample(logits: Tensor, sampling: SamplingParams, counter: Tensor) -> Tensor:
     """Choose one token per row: logits (S,V), counter (S,4) int64 -> (S,) int64.
 
     The choice depends on the row's logits and counter alone: by inverting the distribution function at one uniform
@@ -61,14 +61,14 @@ def sample(logits: Tensor, sampling: Sampling, counter: Tensor) -> Tensor:
     return torch.minimum(chosen, last)
 
 
-def largest(logits: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+def largest(logits: Tensor, tokens: Tensor, sampling: SamplingParams) -> Tensor:
     """Return each row's largest logit, NaN if there is one: logits (S,V), the chosen tokens (S,) -> (S,)."""
     if sampling.temperature == 0:  # the chosen one, which argmax takes to be a NaN where there is one
         return logits.gather(-1, tokens[:, None])[:, 0]
     return logits.amax(-1)
 
 
-def _keep_likeliest(probability: Tensor, sampling: Sampling) -> Tensor:
+def _keep_likeliest(probability: Tensor, sampling: SamplingParams) -> Tensor:
     """Zero all but the top_k likeliest tokens, and of these all behind the first top_p of mass: (S,V) -> (S,V)."""
     ordered, order = torch.sort(probability, dim=-1, descending=True, stable=True)
     if sampling.top_k:

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import engine_of
 from rwkv_es.engine.memory import Load
-from rwkv_es.engine.rollout import engine_of
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.batch import MULTIPLES, padded
 from rwkv_es.model.forward import Model, draw_factors, new_state, perturb
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.layout import Arch, expected_shapes
-from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.model.weights import Weights, product
 from rwkv_es.noise.factors import Noise
 from rwkv_es.noise.targets import Target
@@ -44,8 +44,8 @@ def measure(arch: Arch, targets: Mapping[str, Target], load: Load, rows_per_memb
     factors = draw_factors(noise, model, range(pairs))
     weights = perturb(model, factors, torch.arange(rows) // rows_per_member % (2 * pairs))
     done = work(small, chosen, load._replace(slots=rows), rows_per_member)
-    sampling = Sampling(temperature=load.temperature, top_p=0.9 if load.is_cut else 1.0)
-    decoding = Decoding(_NO_STOPS, sampling, rows, load.engine, load.threads)
+    sampling = SamplingParams(temperature=load.temperature, top_p=0.9 if load.is_cut else 1.0)
+    decoding = GenerationConfig(_NO_STOPS, sampling, rows, load.engine, load.threads)
     products_s = _seconds(lambda: _products(model, rows))
     with engine_of(model, decoding, factors) as engine:
         forward_s, head_s = _tick_seconds(engine, model, weights, decoding.sampling)
@@ -91,7 +91,7 @@ def _products(model: Model, rows: int) -> None:
             product(model.like.new_zeros(rows, matrix.shape[1]), matrix, model.scales.get(name))
 
 
-def _tick_seconds(engine: Any, model: Model, weights: Weights, sampling: Sampling) -> tuple[float, float]:
+def _tick_seconds(engine: Any, model: Model, weights: Weights, sampling: SamplingParams) -> tuple[float, float]:
     """Time reading one token per row, and choosing the next one."""
     assert weights.direction is not None
     rows = len(weights.direction)
@@ -107,7 +107,7 @@ def _updates(model: Model, noise: Any, load: Load) -> float:
     names = [name for name in noise.targets if not name.startswith("blocks.") or name.startswith("blocks.1.")]
     updater = Updater(model, names, Rule(optimizer=load.optimizer, master=load.master), {})
     fitness = torch.linspace(-1, 1, load.population)
-    update_s = _seconds(lambda: updater.step_(noise, fitness, 1e-3))
+    update_s = _seconds(lambda: updater.step(noise, fitness, 1e-3))
     draw_s = _seconds(lambda: draw_factors(noise, model, range(1)))
     pairs = -(-load.population // (2 * load.processes))
     checksum_s = _seconds(lambda: checksum(updater.weights()))

@@ -28,7 +28,7 @@ from rwkv_es.es.schedule import decay
 from rwkv_es.model.layout import expected_shapes
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.devices import Device, devices_of, here, num_cores
-from rwkv_es.planning.speed import Asked, Times, times
+from rwkv_es.planning.speed import Times, Workload, times
 from rwkv_es.pretrained.header import Header, describe
 
 WORKER_MEASURED = 20_000_000  # bytes of a process that scores answers: Python and a built-in task, not what it imports
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     device: Device
     targets: dict[str, Target]
     load: Load  # of one process
-    asked: Asked
+    asked: Workload
     memory: Memory  # of one process
     most: int  # generations in flight that fit a device, with this population
     widest: int  # the same with as many members as rows: each row under its own perturbation, one prompt a member
@@ -96,10 +96,10 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
     if is_here and device.kind == "cpu":
         device = device._replace(memory=device.memory // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     targets = targets_of(header.arch, config.targets, config.rank)
-    asked = Asked(
+    asked = Workload(
         config.population * config.prompts * config.samples,
         config.prompt_tokens,
-        config.max_new or longest_answer(config),
+        config.max_new_tokens or longest_answer(config),
         config.prompts * config.samples,
     )
     load = load_of(config, header, targets, device.kind, processes)._replace(card=device.memory)
@@ -159,7 +159,7 @@ def longest_answer(config: Config) -> int:
     from rwkv_es.task.mixture import load_tasks
 
     task = load_tasks(config.task, config.data)
-    return max(part.max_new for part in task.parts or (task,))
+    return max(part.max_new_tokens for part in task.parts or (task,))
 
 
 def disk_of(plan: Plan) -> Disk:
@@ -241,7 +241,7 @@ def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str) -
     return "numba" if dtype == "fp32" and is_plain else "torch"
 
 
-def _times(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Times:
+def _times(header: Header, targets: dict[str, Target], load: Load, asked: Workload, device: Device) -> Times:
     """Return how long a step takes; masters that a GPU has no place for come and go in the update."""
     found = times(header.arch, targets, load, asked, device)
     if load.device == "cpu" or needed(header.arch, targets, load).masters:
@@ -250,7 +250,7 @@ def _times(header: Header, targets: dict[str, Target], load: Load, asked: Asked,
     return found._replace(update_s=found.update_s + 2 * masters / _HOST_BANDWIDTH)
 
 
-def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Device:
+def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Workload, device: Device) -> Device:
     from rwkv_es.errors import ConfigError
 
     if device.kind != "cpu":

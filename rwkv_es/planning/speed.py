@@ -15,7 +15,7 @@ _PRODUCTS_PER_UPDATE = 2  # in bf16, for the two halves of the fitness: the sum 
 _UPDATE_BYTES = 24  # of a weight that is moved: the sum in fp32 three times, the weight itself
 
 
-class Asked(NamedTuple):
+class Workload(NamedTuple):
     """What a step generates in all."""
 
     answers: int
@@ -95,7 +95,7 @@ def tick(done: Work, device: Device, engine: str) -> Tick:
     return Tick(done.block_flops * each, done.other_bytes / device.bandwidth * over, head, device.tick_s)
 
 
-def times(arch: Arch, targets: Mapping[str, Target], load: Load, asked: Asked, device: Device) -> Times:
+def times(arch: Arch, targets: Mapping[str, Target], load: Load, asked: Workload, device: Device) -> Times:
     """Return how long a step takes; every answer is as long as it may be."""
     here = -(-asked.answers // load.processes)
     done = work(arch, targets, load._replace(slots=min(load.slots, here)), asked.rows_per_member)

@@ -17,7 +17,7 @@ GIVEN_OTHERWISE = ("prompt", "prompts", "completion", "completions")  # columns 
 
 
 class Answer(NamedTuple):
-    """What is scored. `text` is opening + completion."""
+    """What is scored. `text` is response prefix + completion."""
 
     problem: Problem
     text: str

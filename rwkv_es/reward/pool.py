@@ -24,7 +24,7 @@ WAIT_S = 0.5  # a worker's end may show in nothing that is waited for, where wha
 class RewardPool:
     """Worker processes that score texts with a task's reward; a context manager.
 
-    Answers may be taken one by one while others are still being generated: `take_`, `tend_`, `collect_`. With
+    Answers may be taken one by one while others are still being generated: `submit`, `poll`, `gather`. With
     `workers` 0, or a `scorer`, all are scored at the end, in this process: no time or memory limit, no silence.
     A script of your own that makes a pool with workers needs `if __name__ == "__main__":`, since workers import it.
 
@@ -79,53 +79,53 @@ class RewardPool:
         token_ids: Sequence[Sequence[int]] | None = None,
         step: int = 0,
     ) -> Scores:
-        """Take all texts, each by itself, and `collect_`; `token_ids` and `step` are for rewards that ask for them."""
+        """Take all texts, each by itself, and `gather`; `token_ids` and `step` are for rewards that ask for them."""
         ids = token_ids if token_ids is not None else [None] * len(texts)
         for place, item in enumerate(tuple(zip(problems, texts, ids, strict=True))):
-            self.take_(place, Answer(*item, step))
-        return self.collect_()
+            self.submit(place, Answer(*item, step))
+        return self.gather()
 
-    def take_(self, place: int, answer: Answer, group: Group | None = None) -> None:
-        """Accept an answer; `collect_` will return its reward in the order of the places. Nothing is waited for.
+    def submit(self, place: int, answer: Answer, group: Group | None = None) -> None:
+        """Accept an answer; `gather` will return its reward in the order of the places. Nothing is waited for.
 
         Answers of one group are scored when all of it are there, in the order of their places.
         """
         if self.is_users:
-            self._sheet.take_(place, answer, group)
+            self._sheet.add(place, answer, group)
         else:
-            self._sheet.take_(place, answer._replace(token_ids=None), None)
+            self._sheet.add(place, answer._replace(token_ids=None), None)
 
-    def tend_(self) -> None:
+    def poll(self) -> None:
         """Let the workers go on with what was taken, and wait for none of them. Cheap enough for every tick.
 
         Raises:
             RewardError: no worker can start, or an answer cannot be sent.
         """
         if self._num_workers and time.monotonic() >= self._next_look:
-            with self._closing_on_error_():
-                self._look_()
+            with self._closing_on_error():
+                self._look()
             self._next_look = time.monotonic() + LOOK_S
 
-    def collect_(self) -> Scores:
+    def gather(self) -> Scores:
         """Wait until all that was taken is scored, and forget it. Rewards do not depend on the workers or their speed.
 
         Raises:
             RewardError: of 16 answers or more, a larger share than `error_limit` failed; or no worker can start.
         """
         sheet = self._sheet
-        sheet.close_groups_()
-        with self._closing_on_error_():
+        sheet.close_groups()
+        with self._closing_on_error():
             while not sheet.is_complete(self._error_limit):
                 if self._scorer is not None:
                     for unit in sheet.next_units(1, self._scorer.compares):
-                        sheet.put_(unit, score_together(self._scorer, [sheet.answers[place] for place in unit]))
+                        sheet.put(unit, score_together(self._scorer, [sheet.answers[place] for place in unit]))
                 else:
-                    self._look_()
+                    self._look()
                     self._wait()
         self._sheet = Sheet()
         return sheet.scores()
 
-    def say_failure_(self, scores: Scores | None) -> None:
+    def say_failure(self, scores: Scores | None) -> None:
         """Say on stderr what failed first: once, the metrics count the rest. None: another process says it."""
         if (scores is None or scores.causes) and not self._has_spoken:
             self._has_spoken = True
@@ -137,7 +137,7 @@ class RewardPool:
                 )
 
     @contextlib.contextmanager
-    def _closing_on_error_(self) -> Iterator[None]:
+    def _closing_on_error(self) -> Iterator[None]:
         """After an error, drop all answers and end the workers: what they are at belongs to nobody."""
         try:
             yield
@@ -145,23 +145,23 @@ class RewardPool:
             self.close()
             raise
 
-    def _look_(self) -> None:
+    def _look(self) -> None:
         """Take in results and hand out batches; a worker that is lost leaves the rest of its batch to others."""
         sheet = self._sheet
         self._workers += [Worker(*self._settings) for _ in range(self._num_workers - len(self._workers))]
         for slot, worker in enumerate(self._workers):
-            for unit, results in worker.receive_():
-                sheet.put_(unit, results)
+            for unit, results in worker.receive():
+                sheet.put(unit, results)
             if worker.is_ready:
                 self._killed_starts = 0
             if worker.is_lost:
-                self._give_back_(worker)
+                self._give_back(worker)
                 self._workers[slot] = Worker(*self._settings)
             elif worker.is_ready and sheet.waiting and not worker.pending:
                 size = min(BATCH_SIZE, max(1, len(sheet.waiting) // (2 * len(self._workers))))
-                worker.send_(sheet.next_units(size, worker.compares), sheet.answers)
+                worker.send(sheet.next_units(size, worker.compares), sheet.answers)
 
-    def _give_back_(self, worker: Worker) -> None:
+    def _give_back(self, worker: Worker) -> None:
         """Have scored by others what a lost worker was at, and what it had not begun with.
 
         Raises:
@@ -177,7 +177,7 @@ class RewardPool:
         unit, *others = worker.pending or [[]]
         self._sheet.waiting.extend(others)
         if unit:
-            self._sheet.lose_(unit, worker.failure())
+            self._sheet.lose(unit, worker.failure())
 
     def _wait(self) -> None:
         """Sleep until a worker has something to say or runs out of time; not at all if one has nothing to do."""

@@ -42,10 +42,10 @@ class Worker:
         self.pending: deque[Unit] = deque()
         self.is_ready = self.is_lost = self.is_late = self.compares = False
 
-    def send_(self, units: Sequence[Unit], answers: Mapping[int, Answer]) -> None:
+    def send(self, units: Sequence[Unit], answers: Mapping[int, Answer]) -> None:
         """Send answers in a thread: a worker that does not read, hung by what an answer left behind, stops nobody."""
         self.pending.extend(units)
-        self._reset_deadline_()
+        self._reset_deadline()
         try:
             message = pickle.dumps([[answers[place] for place in unit] for unit in units])
         except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -53,7 +53,7 @@ class Worker:
         self.sender = threading.Thread(target=_send, args=(self.connection, message), daemon=True)
         self.sender.start()
 
-    def receive_(self) -> list[tuple[Unit, list[Result] | None]]:
+    def receive(self) -> list[tuple[Unit, list[Result] | None]]:
         """Return the units whose results have arrived; None for one that cannot be scored together.
 
         Afterwards `is_lost` says whether the process is gone, with the first of `pending` in work.
@@ -61,7 +61,7 @@ class Worker:
         Raises:
             RewardError: the task cannot be loaded there, or the process hung or ended by itself while starting.
         """
-        found = self._read_()
+        found = self._read()
         self.is_late = not (found or self.is_lost) and self._is_over_time()
         if self.is_lost or self.is_late:
             self.kill()
@@ -104,7 +104,7 @@ class Worker:
         self.lifeline.close()
         _alive.discard(self)
 
-    def _read_(self) -> list[tuple[Unit, list[Result] | None]]:
+    def _read(self) -> list[tuple[Unit, list[Result] | None]]:
         found: list[tuple[Unit, list[Result] | None]] = []
         is_alive = self.process.is_alive()  # asked first: what it said before its end is still to be read
         try:
@@ -117,7 +117,7 @@ class Worker:
                     raise RewardError(f"a reward worker cannot load the task:\n{message[0]}")
                 else:
                     self.is_ready, self.compares = True, message[1]
-                self._reset_deadline_()
+                self._reset_deadline()
         except (EOFError, OSError):
             self.process.join(1.0)  # for its own exit code, before it is killed
             is_alive = False
@@ -127,7 +127,7 @@ class Worker:
             self.is_lost = True
         return found
 
-    def _reset_deadline_(self) -> None:
+    def _reset_deadline(self) -> None:
         self.deadline = time.monotonic() + self.timeout_s * len(self.pending[0] if self.pending else (0,))
 
     def _is_over_time(self) -> bool:
@@ -136,7 +136,7 @@ class Worker:
 
 
 def _send(to_worker: connection.Connection, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # the worker is gone; receive_ will notice
+    with contextlib.suppress(OSError):  # the worker is gone; receive will notice
         to_worker.send_bytes(message)
 
 

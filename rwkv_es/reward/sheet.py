@@ -59,7 +59,7 @@ class Sheet:
         self._incomplete: dict[Hashable, Unit] = {}
         self._losses: Counter[int] = Counter()
 
-    def take_(self, place: int, answer: Answer, group: Group | None) -> None:
+    def add(self, place: int, answer: Answer, group: Group | None) -> None:
         """Let an answer wait, with the others of its group when all of it are there."""
         self.answers[place] = answer
         unit = [place] if group is None else [*self._incomplete.pop(group.name, []), place]
@@ -68,7 +68,7 @@ class Sheet:
         else:
             self._incomplete[group.name] = unit
 
-    def close_groups_(self) -> None:
+    def close_groups(self) -> None:
         """Take groups as they are, and the units in the order of their places."""
         self.waiting = deque(sorted([*self.waiting, *map(sorted, self._incomplete.values())]))
         self._incomplete = {}
@@ -78,7 +78,7 @@ class Sheet:
         units = [self.waiting.popleft() for _ in range(count)]
         return units if compares else [[place] for unit in units for place in unit]
 
-    def put_(self, unit: Unit, results: Sequence[Result] | None) -> None:
+    def put(self, unit: Unit, results: Sequence[Result] | None) -> None:
         """Note the results; None: they could not be scored together, so each waits to be scored alone."""
         if results is None:
             self.waiting.extendleft([place] for place in reversed(unit))
@@ -87,14 +87,14 @@ class Sheet:
             self.results[place] = result
             self.num_failed += bool(result.error)
 
-    def lose_(self, unit: Unit, failure: Result) -> None:
+    def lose(self, unit: Unit, failure: Result) -> None:
         """Note that a worker has ended with the unit: it may be somebody else's fault, unless it took too long."""
         if len(unit) > 1:
-            self.put_(unit, None)
+            self.put(unit, None)
             return
         self._losses[unit[0]] += 1
         if failure.is_timeout or self._losses[unit[0]] >= TRIES:
-            self.put_(unit, [failure])
+            self.put(unit, [failure])
         else:
             self.waiting.appendleft(unit)
 

@@ -112,7 +112,7 @@ class Cluster:
             received[name] = data.view(dtype).reshape(shape)
         return received
 
-    def meet_(self, options: Mapping[str, Any]) -> None:
+    def meet(self, options: Mapping[str, Any]) -> None:
         """Learn the others' hosts, and make sure that all were started alike; where files lie may differ.
 
         Raises:

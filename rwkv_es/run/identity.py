@@ -15,7 +15,7 @@ import yaml
 from rwkv_es import __version__
 from rwkv_es.config.file import parse_yaml
 from rwkv_es.config.option import default_of
-from rwkv_es.config.options import FIELDS, PROVENANCE, Config
+from rwkv_es.config.options import FIELDS, PROVENANCE, Config, with_todays_names
 from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-        return {**values, PROVENANCE: dict(values[PROVENANCE])}
+        return {**with_todays_names(values), PROVENANCE: dict(values[PROVENANCE])}
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder of a training run") from None
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):

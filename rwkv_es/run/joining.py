@@ -39,7 +39,7 @@ def joined(config: Config) -> Iterator[Cluster]:
     cluster = _join(config)
     try:
         with _naming_lost_devices(cluster):
-            cluster.meet_(to_dict(config))
+            cluster.meet(to_dict(config))
             if config.population // 2 < cluster.size:
                 pairs = f"population {config.population} has too few mirrored pairs"
                 raise ConfigError(f"{pairs} for {cluster.size} processes")

@@ -68,7 +68,7 @@ class Ledger:
             ledger = cls(folder, options["keep"], Lock(folder))
         try:
             _refuse_strangers(folder, default_export(folder, base))
-            ledger._begin_(options, {**provenance(base), **(contents or {})})
+            ledger._begin(options, {**provenance(base), **(contents or {})})
         except BaseException:
             ledger.close()
             raise
@@ -162,7 +162,7 @@ class Ledger:
         known = self.best()
         return math.isfinite(score) and (known is None or score > known.score)
 
-    def _begin_(self, options: Mapping[str, Any], made_with: Mapping[str, str]) -> None:
+    def _begin(self, options: Mapping[str, Any], made_with: Mapping[str, str]) -> None:
         path = self.folder / "ledger.jsonl"
         if options["resume"] == "never" and path.exists():
             raise ConfigError(f"{self.folder} holds a run; choose another --run, or continue it with --resume auto")
@@ -182,7 +182,7 @@ class Ledger:
             if path.stat().st_size > end:  # what a crash has torn
                 os.truncate(path, end)
             (self.folder / "snapshots").mkdir(exist_ok=True)
-            self._drop_untaken_()
+            self._drop_untaken()
             if self.changed:
                 forget_best(self.folder)
             files.replace(self.folder / "config.yaml", config_text(options, made_with))
@@ -194,7 +194,7 @@ class Ledger:
         self.num_in_a_row_without_signal = self.num_in_a_row_without_signal + 1 if is_still else 0
         self._seal = seal
 
-    def _drop_untaken_(self) -> None:
+    def _drop_untaken(self) -> None:
         """Remove what is there of steps that will be taken again, or was left half done."""
         drop_snapshots(self.folder, self.next_step)
         for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):

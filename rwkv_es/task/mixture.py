@@ -83,7 +83,7 @@ def load_tasks(spec: str, data: str = "") -> Task:
         reward,
         version=",".join(part.version for part in parts),
         stop=(),
-        max_new=max(part.max_new for part in parts),
+        max_new_tokens=max(part.max_new_tokens for part in parts),
         template=parts[0].template,
         timeout_s=min(part.timeout_s for part in parts),
         parts=parts,

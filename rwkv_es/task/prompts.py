@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from rwkv_es.errors import ConfigError
 from rwkv_es.system.texts import read_text
-from rwkv_es.task.task import SYSTEM, Problem, Task, opening, render, template_named, unix_lines
+from rwkv_es.task.task import SYSTEM, Problem, Task
+from rwkv_es.task.templates import render, response_prefix, template_named, unix_lines
 
 _GAP = "\n\n"  # between an example and what follows
 
@@ -41,9 +42,9 @@ def stops_of(task: Task, prompting: Prompting) -> tuple[str, ...]:
     return task.stop + template_named(template_of(task, prompting)).stop
 
 
-def opening_of(task: Task, prompting: Prompting) -> str:
+def response_prefix_of(task: Task, prompting: Prompting) -> str:
     """Return the start of the answers to a task's problems that the prompt already holds."""
-    return opening(template_of(task, prompting))
+    return response_prefix(template_of(task, prompting))
 
 
 def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
@@ -64,7 +65,7 @@ def _solved(template: str, problem: Problem) -> str:
     if template == "raw":
         return f"{problem.prompt}{problem.answer}{_GAP}"
     if template == "flower":
-        return f"{render(template, problem.prompt).removesuffix(opening(template))}{problem.answer}✿\n"
+        return f"{render(template, problem.prompt).removesuffix(response_prefix(template))}{problem.answer}✿\n"
     return f"{render('chat', problem.prompt)} {problem.answer}{_GAP}"
 
 

@@ -1,4 +1,4 @@
-"""Tasks (a list of problems and a scorer), where they are found, and the prompts around a question."""
+"""Tasks (a list of problems and a scorer), and where they are found."""
 
 import ast
 import difflib
@@ -14,11 +14,12 @@ from enum import Enum
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import rwkv_es
 from rwkv_es.config.option import MOST_NEW
-from rwkv_es.errors import ConfigError, TaskError, cause
+from rwkv_es.errors import TaskError, cause
+from rwkv_es.task.templates import TEMPLATES
 from rwkv_es.task.users import import_file
 
 SPLITS = ("train", "test")
@@ -45,10 +46,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Task:
-    """What a task folder defines. `problems` takes a split; `reward` takes a problem and opening + completion.
+    """What a task folder defines. `problems` takes a split; `reward` takes a problem and response prefix + completion.
 
-    A completion ends before a `stop` string, which is dropped, or after one of `ends`, which is kept. A task with a
-    `timeout_s` has a scorer that may hang: it is killed then, and never called without worker processes.
+    A completion ends before a `stop` string, which is dropped, or after one of `stop_included`, which is kept. A task
+    with a `timeout_s` has a scorer that may hang: it is killed then, and never called without worker processes.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Task:
     reward: Callable[[Problem, str], float | None]
     version: str
     stop: tuple[str, ...]
-    max_new: int
+    max_new_tokens: int
     template: str
-    ends: tuple[str, ...] = ()
+    stop_included: tuple[str, ...] = ()
     timeout_s: float = math.inf
     parts: tuple["Task", ...] = ()  # of a mixture
 
@@ -80,78 +81,6 @@ class Generated(Sequence[Problem]):
     def __getitem__(self, index: Any) -> Any:
         chosen = self._range[index]
         return [self._make(i) for i in chosen] if isinstance(chosen, range) else self._make(chosen)
-
-
-class Template(NamedTuple):
-    """The prompt is `before` (with the question for {q}) + `opening`; the text scored is `opening` + completion."""
-
-    before: str
-    opening: str = ""
-    stop: tuple[str, ...] = ()  # besides the task's own
-
-
-_TURN = "User: {q}\n\nAssistant:"
-TEMPLATES: dict[str, Template] = {
-    "chat": Template(_TURN),
-    "think": Template(_TURN, " <think"),  # without ">": "<think>" would be tokens that the model was not trained on
-    "short_think": Template(_TURN, " <think>\n</think"),
-    "system": Template(_TURN),  # with a system text, which chat, think and short_think may have
-    "assistant_think": Template(  # EGGROLL's prompt for Countdown and AIME, as published
-        "User: You are a helpful assistant. You first think about the reasoning process in your mind and then "
-        "provide the user with the answer. Question: {q}. Assistant:",
-        " <think",
-    ),
-    "flower": Template("User✿{q}✿\nBot✿", "<think", ("✿",)),
-    "raw": Template("{q}"),
-}
-
-
-def render(template: str, question: str, system: str = "", examples: str = "") -> str:
-    """Return the prompt to send: system text, solved examples (as they are), question.
-
-    Blank lines inside the question are closed up (not for "raw").
-
-    Raises:
-        ConfigError: unknown template, one that has no place for the system text, or that lacks it.
-    """
-    before, start, _ = template_named(template)
-    if system and not before.startswith("User: {q}"):
-        raise ConfigError(f"the template {template} has no place for a system text; use system, think or short_think")
-    if template == "system" and not system:
-        raise ConfigError("the template system needs a text: --system TEXT")
-    if template != "raw":
-        question = _without_blank_lines(question)
-    header = f"System: {_without_blank_lines(system)}\n\n" if system else ""
-    return header + examples + before.replace("{q}", question) + start
-
-
-def opening(template: str) -> str:
-    """Return the start of the model's answer that the prompt already holds, and that is scored with it.
-
-    Raises:
-        ConfigError: unknown template.
-    """
-    return template_named(template).opening
-
-
-def template_named(name: str) -> Template:
-    """Return a template.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name not in TEMPLATES:
-        raise ConfigError(f"unknown template {name!r}; choose one of {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
-
-
-def unix_lines(text: str) -> str:
-    """Return a text whose lines end in a line feed alone, whatever they ended in."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _without_blank_lines(text: str) -> str:
-    return re.sub(r"\n(?:[^\S\n]*\n)+", "\n", unix_lines(text)).strip()
 
 
 def list_tasks() -> dict[str, str]:
@@ -230,43 +159,53 @@ def _run_import(spec: str, run: Callable[[], Any]) -> Any:
         raise TaskError(f"task {spec} cannot be imported: {cause(error)}") from error
 
 
+_FORMERLY = {"MAX_NEW_TOKENS": ("MAX_NEW",), "STOP_INCLUDED": ("ENDS",)}
+
+
 def _member(module: ModuleType, name: str, spec: str) -> Any:
     if not hasattr(module, name):
         raise TaskError(
-            f"task {spec} does not define {name}; it needs problems, reward, VERSION, STOP, MAX_NEW, TEMPLATE"
+            f"task {spec} does not define {name}; it needs problems, reward, VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE"
         )
     return getattr(module, name)
 
 
 def _constants(module: ModuleType, spec: str) -> dict[str, Any]:
     """Read and check the constants of a task, as arguments of `Task`."""
-    version, stop, max_new, template = (_member(module, n, spec) for n in ("VERSION", "STOP", "MAX_NEW", "TEMPLATE"))
+    names = ("VERSION", "STOP", _name_of(module, "MAX_NEW_TOKENS"), "TEMPLATE")
+    version, stop, max_new_tokens, template = (_member(module, name, spec) for name in names)
     if not (isinstance(version, str) and version):
         raise TaskError(f'VERSION of task {spec} must be a string like "1"; got {version!r}')
     if not _are_strings(stop):
         raise TaskError(f"STOP of task {spec} must be a tuple of strings, none of them empty; got {stop!r}")
-    if not (isinstance(max_new, int) and 0 < max_new <= MOST_NEW):
+    if not (isinstance(max_new_tokens, int) and 0 < max_new_tokens <= MOST_NEW):
         raise TaskError(
-            f"MAX_NEW of task {spec} must be a whole number of tokens from 1 to {MOST_NEW}; got {max_new!r}"
+            f"{names[2]} of task {spec} must be a whole number of tokens from 1 to {MOST_NEW}; got {max_new_tokens!r}"
         )
     if template not in list(TEMPLATES):  # a list: what was given may not be hashable
         raise TaskError(f"TEMPLATE of task {spec} must be one of {', '.join(TEMPLATES)}; got {template!r}")
     return {
         "version": version,
         "stop": tuple(stop),
-        "max_new": max_new,
+        "max_new_tokens": max_new_tokens,
         "template": template,
         **_optional(module, spec),
     }
 
 
+def _name_of(module: ModuleType, name: str) -> str:
+    """Return how a module calls a constant: tasks written for 0.1 have its former name."""
+    return name if hasattr(module, name) else next((old for old in _FORMERLY[name] if hasattr(module, old)), name)
+
+
 def _optional(module: ModuleType, spec: str) -> dict[str, Any]:
-    ends, timeout_s = getattr(module, "ENDS", ()), getattr(module, "TIMEOUT_S", math.inf)
-    if not _are_strings(ends):
-        raise TaskError(f"ENDS of task {spec} must be a tuple of strings, none of them empty; got {ends!r}")
+    name = _name_of(module, "STOP_INCLUDED")
+    stop_included, timeout_s = getattr(module, name, ()), getattr(module, "TIMEOUT_S", math.inf)
+    if not _are_strings(stop_included):
+        raise TaskError(f"{name} of task {spec} must be a tuple of strings, none of them empty; got {stop_included!r}")
     if not (isinstance(timeout_s, (int, float)) and timeout_s > 0):
         raise TaskError(f"TIMEOUT_S of task {spec} must be a number of seconds above 0; got {timeout_s!r}")
-    return {"ends": tuple(ends), "timeout_s": float(timeout_s)}
+    return {"stop_included": tuple(stop_included), "timeout_s": float(timeout_s)}
 
 
 def _are_strings(value: Any) -> bool:

@@ -15,13 +15,13 @@ from rwkv_es.engine.likelihood import NOT_FINITE
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, forward, logits, new_state, reset_rows_, unperturbed
 from rwkv_es.model.penalties import Penalties, penalties_of
-from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
-from rwkv_es.task.task import opening, render, template_named
+from rwkv_es.task.templates import render, response_prefix, template_named
 
 TOKENS_AT_ONCE = 64  # of a text that is read; between them Ctrl-C is heard
-MAX_NEW = 2000  # tokens of an answer
+MAX_NEW_TOKENS = 2000  # tokens of an answer
 TEMPLATE = "chat"
 NEXT_USER = "\n\nUser:"  # the model goes on to write the next question itself
 _GAPS = {"raw": "", "flower": "✿\n"}  # between an answer and the next turn; else an empty line
@@ -33,10 +33,10 @@ class Speaker(NamedTuple):
 
     model: Model
     tokenizer: Tokenizer
-    sampling: Sampling = Sampling()
+    sampling: SamplingParams = SamplingParams()
     template: str = TEMPLATE
     system: str = ""
-    max_new: int = MAX_NEW
+    max_new_tokens: int = MAX_NEW_TOKENS
     has_bos: bool = False
 
     @property
@@ -58,7 +58,7 @@ def chat(config: Config) -> None:
         if line == "/exit":
             return
         if line == "/reset":
-            conversation.reset_()
+            conversation.reset()
         elif line:
             _answer(conversation, line)
 
@@ -71,10 +71,12 @@ def open_speaker(config: Config) -> Speaker:
     """
     path, _, model = open_model(config)
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
-    sampling = Sampling.of(config, config.seed)
+    sampling = SamplingParams.of(config, config.seed)
     template = TEMPLATE if config.template == "auto" else config.template
     render(template, "", config.system)  # says what does not fit
-    return Speaker(model, tokenizer, sampling, template, config.system, config.max_new or MAX_NEW, config.bos)
+    return Speaker(
+        model, tokenizer, sampling, template, config.system, config.max_new_tokens or MAX_NEW_TOKENS, config.bos
+    )
 
 
 class Conversation:
@@ -83,9 +85,9 @@ class Conversation:
     def __init__(self, speaker: Speaker) -> None:
         self.speaker = speaker
         self.state = new_state(speaker.model, 1)
-        self.reset_()
+        self.reset()
 
-    def reset_(self) -> None:
+    def reset(self) -> None:
         """Forget everything."""
         reset_rows_(self.state, unperturbed(self.speaker.model), torch.zeros(1, dtype=torch.int64))
         self.num_turns = 0
@@ -93,7 +95,7 @@ class Conversation:
         self.rest = ""  # text after `unread`
         self.penalties: Penalties | None = None  # on what the answer has written
 
-    def reply_(self, question: str, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    def reply(self, question: str, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield the answer piece by piece; it ends when `is_stopped` says so, and the conversation can go on.
 
         Raises:
@@ -104,15 +106,17 @@ class Conversation:
         self.unread, self.rest, self.num_turns = ids, "", self.num_turns + 1
         x = None
         while self.unread and not is_stopped():
-            x = self._read_(self.unread[:TOKENS_AT_ONCE])
+            x = self._read(self.unread[:TOKENS_AT_ONCE])
             self.unread = self.unread[TOKENS_AT_ONCE:]
-        yield opening(self.speaker.template)
+        yield response_prefix(self.speaker.template)
         speaker = self.speaker
         device = speaker.model.like.device
-        self.penalties = penalties_of(speaker.sampling, speaker.tokenizer.token_bytes, (1, speaker.max_new), device)
+        self.penalties = penalties_of(
+            speaker.sampling, speaker.tokenizer.token_bytes, (1, speaker.max_new_tokens), device
+        )
         if x is not None and not self.unread:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            for data in self._stream_(x, is_stopped):
+            for data in self._stream(x, is_stopped):
                 yield decoder.decode(data)
             yield decoder.decode(b"", True)
 
@@ -122,7 +126,7 @@ class Conversation:
             return render(template, question, self.speaker.system)
         return _GAPS.get(template, "\n\n") + render("chat" if template == "system" else template, question)
 
-    def _read_(self, ids: list[int]) -> Tensor:
+    def _read(self, ids: list[int]) -> Tensor:
         """Read tokens; return the hidden x (1,C) after the last."""
         model = self.speaker.model
         tokens = torch.tensor(ids, device=model.like.device)
@@ -142,14 +146,14 @@ class Conversation:
             self.penalties.note_(row, token)
         return int(token)
 
-    def _stream_(self, x: Tensor, is_stopped: Callable[[], bool]) -> Iterator[bytes]:
+    def _stream(self, x: Tensor, is_stopped: Callable[[], bool]) -> Iterator[bytes]:
         """Sample from the hidden x (1,C) on; yield bytes as soon as no stop string can begin in them.
 
         A stop string is unsaid: the state goes back to a token that ends before it, `rest` is what follows that.
         """
         stops, held = self.speaker.stops, b""
         mark, since = self.state, b""  # a state before the held bytes, and the bytes read since
-        for position in range(self.speaker.max_new):
+        for position in range(self.speaker.max_new_tokens):
             token = self._sample(x, position)
             if token == END_ID:
                 break
@@ -157,20 +161,20 @@ class Conversation:
             num_before, held, since = len(held), held + data, since + data
             if (place := find_stop(held, stops)) is not None:
                 yield held[:place]
-                self._go_back_(mark, since[: len(since) - len(held) + place])
+                self._go_back(mark, since[: len(since) - len(held) + place])
                 return
             num_shown = len(held) - num_held(held, stops)
             yield held[:num_shown]
             held = held[num_shown:]
             if num_shown >= num_before:  # nothing of earlier tokens is held any more
                 mark, since = (State(*(part.clone() for part in self.state)), data) if held else (self.state, b"")
-            if is_stopped() or position + 1 == self.speaker.max_new:
+            if is_stopped() or position + 1 == self.speaker.max_new_tokens:
                 self.unread = [token]
                 break
-            x = self._read_([token])
+            x = self._read([token])
         yield held
 
-    def _go_back_(self, mark: State, rest: bytes) -> None:
+    def _go_back(self, mark: State, rest: bytes) -> None:
         self.state.copy_row_(0, mark, 0)
         self.rest = rest.decode("utf-8", "replace")
 
@@ -189,7 +193,7 @@ def num_held(data: bytes, stops: tuple[bytes, ...]) -> int:
 def _answer(conversation: Conversation, question: str) -> None:
     try:
         with interruptible() as is_stopped:
-            for piece in conversation.reply_(question, is_stopped):
+            for piece in conversation.reply(question, is_stopped):
                 print(piece.translate(_UNPRINTABLE), end="", flush=True)
         print(flush=True)
     except ConfigError as error:

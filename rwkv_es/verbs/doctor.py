@@ -93,7 +93,7 @@ def examine(config: Config, session: Session, scorers: RewardPool) -> Findings:
 def _ask_base(config: Config, session: Session, scorers: RewardPool, problems: Sequence[Problem]) -> Base:
     answers = answer(session, problems, samples=config.samples, scorers=scorers)
     scores = collect(answers, scorers)
-    scorers.say_failure_(scores)
+    scorers.say_failure(scores)
     watch_unperturbed(count(answers, scores), session.base_path.name)
     is_stopped = [completion.finish == "stop" for completion in answers.rollout.completions]
     return Base(as_numbers(scores.rewards), answers.texts, sum(is_stopped) / len(is_stopped))
@@ -108,7 +108,7 @@ def _spread(
     members = es.ask(range(NUM_DIRECTIONS))
     answers = answer(session._replace(model=es.model), problems, members, config.samples, scorers)
     scores = collect(answers, scorers)
-    scorers.say_failure_(scores)
+    scorers.say_failure(scores)
     if answers.broken:
         share = len(answers.broken) / len(answers.texts)
         print(
@@ -165,7 +165,7 @@ def warnings(config: Config, findings: Findings) -> Iterator[str]:
     if not any(spread.share_with_signal for spread in spreads):
         yield "no problem had different rewards under any of these noise scales: a step would move nothing"
     if base.share_stopped < TOO_FEW:
-        yield f"only {base.share_stopped:.0%} of the answers come to an end by themselves; raise --max-new"
+        yield f"only {base.share_stopped:.0%} of the answers come to an end by themselves; raise --max-new-tokens"
 
 
 def _screen(config: Config, result: dict[str, Any]) -> Iterator[str]:

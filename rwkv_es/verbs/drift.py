@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.likelihood import Text, chosen, predict
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
@@ -41,7 +41,7 @@ def drift(config: Config) -> dict[str, Any]:
     text = _read_text(config.text)
     paths, models, ids, tokenizer = _open(config, text)
     stops = make_stops(tokenizer, ())
-    decoding = Decoding(
+    decoding = GenerationConfig(
         stops, slots=config.slots or DEFAULT_SLOTS, engine=config.engine, threads=torch.get_num_threads()
     )
     reading = read(models, ids, decoding)
@@ -57,7 +57,7 @@ def drift(config: Config) -> dict[str, Any]:
     return result
 
 
-def read(models: Sequence[Model], ids: Sequence[int], decoding: Decoding) -> Reading:
+def read(models: Sequence[Model], ids: Sequence[int], decoding: GenerationConfig) -> Reading:
     """Let models of one vocabulary predict every token, in chunks; the first of a chunk follows token 0."""
     starts = range(0, len(ids), CHUNK)
     texts = [Text((END_ID, *ids[start : start + CHUNK])) for start in starts]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.rollout import examined
+from rwkv_es.engine.engines import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
@@ -93,7 +93,7 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
 
 def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, model: str) -> tuple[Judged, StepCounts]:
     scores = collect(answers, scorers)
-    scorers.say_failure_(scores)
+    scorers.say_failure(scores)
     watch_unperturbed(counted := count(answers, scores), model)
     return Judged(problems, answers.texts, as_numbers(scores.rewards)), counted
 

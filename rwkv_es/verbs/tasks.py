@@ -6,8 +6,8 @@ from rwkv_es.config.options import Config
 from rwkv_es.errors import TaskError
 from rwkv_es.reward.adapters import Answer, load_scorer
 from rwkv_es.task.mixture import load_tasks
-from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of
-from rwkv_es.task.task import list_tasks
+from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of
+from rwkv_es.task.task import Task, list_tasks
 
 
 def print_tasks() -> None:
@@ -28,12 +28,17 @@ def show_task(config: Config) -> None:
         problem = next(problem for problem in problems if task.part_of(problem) is part)
         result = score_alone(scorer, Answer(problem, problem.answer, token_ids=()))
         print(f"{'<token 0>' if config.bos else ''}{prompt_of(task, problem, prompting)}")
-        ends = [f"before {string!r}" for string in stops_of(part, prompting)] + [f"after {end!r}" for end in part.ends]
-        print(f"--- ends {', '.join([*ends, 'at token 0'])}; at most {config.max_new or part.max_new} tokens")
-        opening = opening_of(part, prompting)
-        print(f"--- scored is {opening!r} and what follows" if opening else "--- scored is what follows", end="")
+        print(f"--- ends {_ends(part, prompting)}; at most {config.max_new_tokens or part.max_new_tokens} tokens")
+        prefix = response_prefix_of(part, prompting)
+        print(f"--- scored is {prefix!r} and what follows" if prefix else "--- scored is what follows", end="")
         paid = f"scores {result.reward}" if not result.error else f"fails: {result.error.splitlines()[-1]}"
         print(f"; the right answer ({paid}):\n{problem.answer}")
+
+
+def _ends(part: Task, prompting: Prompting) -> str:
+    """Say where an answer ends, besides by its length."""
+    before = [f"before {string!r}" for string in stops_of(part, prompting)]
+    return ", ".join([*before, *(f"after {string!r}" for string in part.stop_included), "at token 0"])
 
 
 def _problems_of(task: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rwkv_es.config.combinations import idle_here
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
-from rwkv_es.engine.rollout import examined
+from rwkv_es.engine.engines import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update

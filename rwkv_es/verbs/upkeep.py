@@ -56,7 +56,7 @@ _UNKNOWN = ResumePoint(0, 0, {}, [], None)
 def say_failure(run: Run, failing: Sequence[int], scores: Scores) -> None:
     """Let the first of the processes in which rewards failed say how."""
     if failing:
-        run.scorers.say_failure_(scores if failing[0] == run.cluster.rank else None)
+        run.scorers.say_failure(scores if failing[0] == run.cluster.rank else None)
 
 
 def note(run: Run, num_steps: int, metrics: dict[str, float]) -> None:

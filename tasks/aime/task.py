@@ -11,7 +11,7 @@ from rwkv_es.task.numbers import written_number
 
 VERSION = "2"
 STOP = ("\n\nUser:",)
-MAX_NEW = 4096
+MAX_NEW_TOKENS = 4096
 TEMPLATE = "assistant_think"
 
 

@@ -12,7 +12,7 @@ from ..reasoning_gym.scorers import score
 
 VERSION = "1"
 STOP = (",",)
-MAX_NEW = 3
+MAX_NEW_TOKENS = 3
 TEMPLATE = "raw"
 TIMEOUT_S = reasoning_gym.TIMEOUT_S
 

@@ -8,7 +8,7 @@ from rwkv_es.task import Generated, Problem
 
 VERSION = "1"
 STOP = ("\n",)
-MAX_NEW = 12
+MAX_NEW_TOKENS = 12
 TEMPLATE = "raw"
 
 NUM_GENERATED = {"train": 10_000, "test": 500}

@@ -14,8 +14,8 @@ from rwkv_es.task.datasets import read_problems
 
 VERSION = "2"
 STOP = ("\n\nUser:",)
-ENDS = ("</answer>",)
-MAX_NEW = 1000
+STOP_INCLUDED = ("</answer>",)
+MAX_NEW_TOKENS = 1000
 TEMPLATE = "assistant_think"
 
 SIZES = "2345678"

@@ -16,7 +16,7 @@ from ..countdown.task import is_solution, last_answer
 
 VERSION = "1"
 STOP: tuple[str, ...] = ()
-MAX_NEW = 176
+MAX_NEW_TOKENS = 176
 TEMPLATE = "raw"
 
 LARGEST_NUMBER = 10

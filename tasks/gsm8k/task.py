@@ -10,7 +10,7 @@ from rwkv_es.task.numbers import Number, as_text
 
 VERSION = "2"
 STOP = ("\n\nUser:",)
-MAX_NEW = 1000
+MAX_NEW_TOKENS = 1000
 TEMPLATE = "think"
 
 HUB_NAME = "openai/gsm8k"

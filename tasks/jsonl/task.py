@@ -15,7 +15,7 @@ from rwkv_es.task.numbers import as_text
 
 VERSION = "2"
 STOP = ("\n\nUser:",)
-MAX_NEW = 500
+MAX_NEW_TOKENS = 500
 TEMPLATE = "chat"
 
 HUB_PREFIX = "hf:"

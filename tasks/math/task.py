@@ -15,7 +15,7 @@ from rwkv_es.task.datasets import read_problems
 
 VERSION = "1"
 STOP = ("\n\nUser:",)
-MAX_NEW = 2048
+MAX_NEW_TOKENS = 2048
 TEMPLATE = "think"
 TIMEOUT_S = 2.0  # sympy may take for ever: a worker that does is killed
 

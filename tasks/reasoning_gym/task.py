@@ -21,7 +21,7 @@ from .scorers import gold_of, score
 
 VERSION = "3"
 STOP = ("\n\nUser:",)
-MAX_NEW = 1000
+MAX_NEW_TOKENS = 1000
 TEMPLATE = "think"
 TIMEOUT_S = 5.0  # the package's scorers are not ours: they run where they can be killed
 

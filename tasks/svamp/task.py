@@ -11,7 +11,7 @@ from ..gsm8k import task as gsm8k
 
 VERSION = "2"
 STOP = ("\n\nUser:",)
-MAX_NEW = 500
+MAX_NEW_TOKENS = 500
 TEMPLATE = "think"
 
 HUB_NAME = "ChilleD/SVAMP"

@@ -170,7 +170,7 @@ def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
         ("reward_workers", 5000, 4096),
         ("slots", 10**20, 2**62),
         ("samples", 4097, 4096),
-        ("max_new", 2**20 + 1, 2**20),
+        ("max_new_tokens", 2**20 + 1, 2**20),
     ],
 )
 def test_numbers_that_nothing_can_count_are_refused(name, value, most):

@@ -10,7 +10,7 @@ from rollouts import HOT, NEVER, V, requests_of
 
 from rwkv_es.cpu import engine as cpu
 from rwkv_es.cpu.kernels import exp_array
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
@@ -136,8 +136,8 @@ def test_completions_equal_the_torch_engine(tmp_path, threads):
     model = make_model(tmp_path, n_vocab=V)
     factors = draw_factors(noise_of(model, {"matrices": 1.0}, 1), model, range(4))
     requests = requests_of(8, 6)
-    plain = rollout(model, requests, Decoding(NEVER, HOT, 24, "torch"), factors)
-    fast = rollout(model, requests, Decoding(NEVER, HOT, 24, "numba", threads), factors)
+    plain = rollout(model, requests, GenerationConfig(NEVER, HOT, 24, "torch"), factors)
+    fast = rollout(model, requests, GenerationConfig(NEVER, HOT, 24, "numba", threads), factors)
     assert fast == plain
 
 
@@ -148,9 +148,9 @@ def test_what_the_engine_cannot_run_goes_to_torch_or_is_refused(tmp_path):
     low = model._replace(params={name: tensor.bfloat16() for name, tensor in model.params.items()})
     assert not cpu.is_able(low, None)
     requests = requests_of(2, 2)
-    assert len(rollout(model, requests, Decoding(NEVER), factors).completions) == 4
+    assert len(rollout(model, requests, GenerationConfig(NEVER), factors).completions) == 4
     with pytest.raises(ConfigError, match="engine numba needs"):
-        rollout(model, requests, Decoding(NEVER, engine="numba"), factors)
+        rollout(model, requests, GenerationConfig(NEVER, engine="numba"), factors)
 
 
 def test_threads_of_torch_are_given_back(tmp_path):

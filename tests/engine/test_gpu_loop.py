@@ -19,14 +19,14 @@ from perturbed import noise_of
 from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
 from rwkv_es.engine import gpu_loop
-from rwkv_es.engine.decoding import Completion, Decoding
+from rwkv_es.engine.decoding import Completion, GenerationConfig
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.engine.scheduler import Request, with_forks
+from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu.slots import GpuSlots, Sizes
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors
-from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.noise.factors import hash_key
 
 
@@ -62,12 +62,12 @@ def generated(model, requests, decoding, factors, heard=None):
 
 @pytest.mark.parametrize(
     ("slots", "sampling"),
-    [(3, Sampling()), (16, HOT), (5, HOT), (16, HOT._replace(top_p=0.9)), (3, HOT._replace(top_k=3, top_p=0.8))]
+    [(3, SamplingParams()), (16, HOT), (5, HOT), (16, HOT._replace(top_p=0.9)), (3, HOT._replace(top_k=3, top_p=0.8))]
     + [(slots, sampling) for sampling in PENALISED for slots in (3, 16)],
 )
 def test_the_same_tokens_as_the_token_loop_of_a_cpu(model, factors, sampling, slots):
     requests, parts = requests_of(8, 2, 6), []
-    decoding = Decoding(NEVER, sampling, slots, "torch")
+    decoding = GenerationConfig(NEVER, sampling, slots, "torch")
     expected = rollout(model, requests, decoding, factors)
     found = generated(model, requests, decoding, factors, parts.append)
     assert found.completions == expected.completions
@@ -81,7 +81,7 @@ def test_the_same_tokens_as_the_token_loop_of_a_cpu(model, factors, sampling, sl
 def test_shared_prefixes_change_nothing(model, factors, slots):
     header = tuple(random_tokens(1, 20, V, seed=9)[0].tolist())
     plain = [r._replace(prompt=header + r.prompt, sample=k) for r in requests_of(2, 2, 4) for k in range(2)]
-    requests, decoding = with_forks(plain), Decoding(NEVER, HOT, slots, "torch")
+    requests, decoding = with_shared_prefixes(plain), GenerationConfig(NEVER, HOT, slots, "torch")
     expected = rollout(model, plain, decoding, factors)
     found = generated(model, requests, decoding, factors)
     assert found.completions == expected.completions
@@ -91,13 +91,13 @@ def test_shared_prefixes_change_nothing(model, factors, slots):
 def test_rows_end_where_they_end_on_a_cpu(model, factors):
     """At the end token, at a stop string over two tokens, at the length; each request has stops of its own."""
     requests = requests_of(4, 3, 12)
-    free = rollout(model, requests, Decoding(NEVER, HOT, engine="torch"), factors).completions
+    free = rollout(model, requests, GenerationConfig(NEVER, HOT, engine="torch"), factors).completions
     pair = b"".join(NEVER.token_bytes[token] for token in free[0].tokens[1:3])
     can_end = np.array([data == pair[-1:] for data in NEVER.token_bytes])
     stops = NEVER._replace(end_id=free[1].tokens[2], strings=(pair,), can_end=can_end)
     single = stops._replace(strings=(pair[-1:],))
     requests = [r._replace(stops=(None, single)[r.problem % 2]) for r in requests]
-    decoding = Decoding(stops, HOT, 5, "torch")
+    decoding = GenerationConfig(stops, HOT, 5, "torch")
     expected = rollout(model, requests, decoding, factors)
     found = generated(model, requests, decoding, factors)
     assert found.completions == expected.completions
@@ -109,8 +109,8 @@ def test_a_row_whose_logits_are_not_finite_is_broken(model, factors):
     weird = {**model.params, "emb.weight": model.params["emb.weight"].clone()}
     weird["emb.weight"][7] = torch.nan
     requests = [Request(0, p, (7,) if p % 3 == 0 else (1, 2, 3 + p), 5) for p in range(9)]
-    for sampling in (Sampling(), HOT, HOT._replace(top_k=2)):
-        decoding = Decoding(NEVER, sampling, 4, "torch")
+    for sampling in (SamplingParams(), HOT, HOT._replace(top_k=2)):
+        decoding = GenerationConfig(NEVER, sampling, 4, "torch")
         broken = model._replace(params=weird)
         expected = rollout(broken, requests, decoding, factors)
         found = generated(broken, requests, decoding, factors)
@@ -123,7 +123,7 @@ def test_an_initial_state_is_where_texts_start(model):
     states = {f"blocks.{i}.att.time_state": torch.randn(1, 64, 64) for i in range(2)}
     tuned = model._replace(params={**model.params, **states})
     requests = [Request(-1, p, (p, 2), 6) for p in range(12)]
-    decoding = Decoding(NEVER, HOT, 4, "torch")
+    decoding = GenerationConfig(NEVER, HOT, 4, "torch")
     expected = rollout(tuned, requests, decoding).completions
     assert generated(tuned, requests, decoding, None).completions == expected
     assert expected != rollout(model, requests, decoding).completions
@@ -134,8 +134,8 @@ def test_as_graphs_on_the_kernels_of_a_gpu(tmp_path, monkeypatch):
     small = on_device(make_model(tmp_path, 1, 64, V))
     monkeypatch.setattr(gpu_loop, "_FEWEST", 8)
     requests = [Request(-1, p, (p, 2)[: 1 + p % 2], 5 if p == 3 else 2, id=p) for p in range(10)]
-    decoding = Decoding(NEVER, HOT, 16, "triton")
-    expected = rollout(small, requests, Decoding(NEVER, HOT, 16, "torch"))
+    decoding = GenerationConfig(NEVER, HOT, 16, "triton")
+    expected = rollout(small, requests, GenerationConfig(NEVER, HOT, 16, "torch"))
     captured = []
     with gpu.running(small, None, 16) as engine:
         if not HAS_GPU:
@@ -156,7 +156,7 @@ class Script:
     ticks: list = field(default_factory=list)
     num_late: int = 0  # tokens that were written after a stop that the device does not know
 
-    def tick_(self, count):
+    def tick(self, count):
         heard = np.full(count, -1, np.int32)
         for s in range(count):
             row = self.slots[s]
@@ -166,7 +166,7 @@ class Script:
                 n = len(row["read"]) - len(request.prompt)
                 if n >= 0:
                     heard[s] = self.texts[request.id][n]
-                    row["live"] = heard[s] != self.end_id and n + 1 < request.max_new
+                    row["live"] = heard[s] != self.end_id and n + 1 < request.max_new_tokens
         self.ticks.append(heard)
         return len(self.ticks) - 1
 
@@ -174,7 +174,7 @@ class Script:
         assert tick == len(self.ticks) - 1 - gpu_loop.AHEAD, "heard as late as it may be"
         return self.ticks[tick][:count]
 
-    def admit_(self, entries, stopped):
+    def admit(self, entries, stopped):
         for place in stopped:
             self.slots[place]["live"] = False
         for place, request, num_read, saved in entries:
@@ -182,11 +182,11 @@ class Script:
             assert len(read) == num_read and read == request.prompt[:num_read]
             self.slots[place] = {"request": request, "read": tuple(read), "live": True}
 
-    def save_(self, places):
+    def save(self, places):
         for slot, saved in places:
             self.states[saved] = self.slots[slot]["read"]
 
-    def move_(self, places):
+    def move(self, places):
         for start, end in places:
             assert self.slots[end] is None or not self.slots[end]["live"]
             self.slots[end], self.slots[start] = self.slots[start], None
@@ -211,25 +211,27 @@ def scripted(seed):
 def test_what_is_written_after_a_stop_goes_nowhere(seed, monkeypatch):
     monkeypatch.setattr(gpu_loop, "_FEWEST", 8)
     plain, texts = scripted(seed)
-    requests = [r._replace(id=i) for i, r in enumerate(with_forks(plain) if seed % 2 else plain)]
+    requests = [r._replace(id=i) for i, r in enumerate(with_shared_prefixes(plain) if seed % 2 else plain)]
     string, end_id = NEVER.token_bytes[3] + NEVER.token_bytes[4], 0
     can_end = np.array([data == string[-1:] for data in NEVER.token_bytes])
     stops = NEVER._replace(end_id=end_id, strings=(string,), can_end=can_end)
     num_slots = (3, 8, 21, 64)[seed % 4]
     slots = -(-min(num_slots, len(requests)) // 8) * 8
     device = Script(texts, end_id, slots=[None] * slots)
-    loop = gpu_loop.Loop(device, requests, Decoding(stops, slots=num_slots), gpu_loop.counts_of(slots, 8))
+    loop = gpu_loop.Loop(device, requests, GenerationConfig(stops, slots=num_slots), gpu_loop.counts_of(slots, 8))
     found, expected, num_read = loop.run(lambda ended: None), [], 0
     for request, text in zip(requests, texts):
-        ends = [n + 1 for n in range(request.max_new) if text[n] == end_id or text[max(n - 1, 0) : n + 1] == [3, 4]]
-        length = min([*ends, request.max_new])
+        ends = [
+            n + 1 for n in range(request.max_new_tokens) if text[n] == end_id or text[max(n - 1, 0) : n + 1] == [3, 4]
+        ]
+        length = min([*ends, request.max_new_tokens])
         expected.append(Completion(text[:length], "stop" if ends else "length"))
         num_read += len(request.prompt) + length - 1
     assert found.completions == expected
     assert found.num_read == num_read if not seed % 2 else found.num_read <= num_read
     assert found.num_ticks <= num_read / num_slots + 80
     assert not loop.under_way or len(loop.under_way) == gpu_loop.AHEAD
-    assert not loop.saved and not loop.pool.active
+    assert not loop.saved and not loop.scheduler.active
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0, 3.0])
@@ -243,7 +245,7 @@ def test_tokens_are_chosen_as_by_the_reference(temperature, num_words, monkeypat
     logits[1, num_words // 2 : num_words // 2 + 2] = 50.0  # two are
     logits[:, num_words:] = 99.0  # may not be chosen
     logits[2, 1:] = -torch.inf
-    sampling, request = Sampling(5, temperature), Request(3, 2**31 + 1, (1, 2), 9, sample=4, step=2**32 - 1)
+    sampling, request = SamplingParams(5, temperature), Request(3, 2**31 + 1, (1, 2), 9, sample=4, step=2**32 - 1)
     slots = loop_kernels.Slots(
         *(torch.ones(rows, dtype=torch.int32, device=DEVICE) for _ in range(3)),
         torch.full((rows,), 9, dtype=torch.int32, device=DEVICE),
@@ -277,9 +279,9 @@ def test_trying_a_tick_with_nobody_there_changes_nothing(tmp_path):
     """Graphs are prepared so."""
     small = on_device(make_model(tmp_path, 1, 64, V))
     with gpu.running(small, None, 8) as engine:
-        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 0, 2, V), Decoding(NEVER, HOT))
+        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 0, 2, V), GenerationConfig(NEVER, HOT))
         slots.state.wkv.fill_(3.0)
         before = [column.clone() for column in (*slots.slots, *slots.state)]
         slots.prepare([8])
-        assert (slots.listen(slots.tick_(8), 8) == loop_kernels.NOTHING).all()
+        assert (slots.listen(slots.tick(8), 8) == loop_kernels.NOTHING).all()
     assert all(torch.equal(one, other) for one, other in zip(before, (*slots.slots, *slots.state)))

@@ -6,7 +6,7 @@ import reference
 from models import make_model, random_tokens
 from rollouts import NEVER
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.likelihood import Text, predict, score
 
 V = 64
@@ -34,7 +34,7 @@ def expected(model, text):
 @pytest.mark.parametrize("engine", ["torch", "auto"])
 @pytest.mark.parametrize("slots", [2, 256])
 def test_scores_are_sums_of_float64_log_probabilities(model, texts, engine, slots):
-    found = score(model, texts, Decoding(NEVER, slots=slots, engine=engine))
+    found = score(model, texts, GenerationConfig(NEVER, slots=slots, engine=engine))
     for text, each in zip(texts, found, strict=True):
         tokens = expected(model, text)
         # 1e-4: fp32 forward against float64, summed over 13 tokens
@@ -50,14 +50,14 @@ def test_the_likeliest_continuation_is_greedy(model):
     other = [*ids[:-1], (ids[-1] + 1) % V]
     early = [3, 5, (ids[2] + 1) % V]  # the first token is not the likeliest one, the second is
     early.append(int(reference.logits(model.params, early)[-1].argmax()))
-    found = score(model, [Text(ids, 2), Text(other, 2), Text(early, 2), Text(early, 3)], Decoding(NEVER))
+    found = score(model, [Text(ids, 2), Text(other, 2), Text(early, 2), Text(early, 3)], GenerationConfig(NEVER))
     assert [each.is_greedy for each in found] == [True, False, False, True]
 
 
 def test_every_token_comes_once_and_models_are_read_side_by_side(model, texts):
     other = model._replace(params={**model.params, "head.weight": model.params["head.weight"] * 2})
     seen = []
-    for tick in predict([model, other], texts, Decoding(NEVER, slots=4)):
+    for tick in predict([model, other], texts, GenerationConfig(NEVER, slots=4)):
         seen += list(zip(tick.texts.tolist(), tick.targets.tolist()))
         np.testing.assert_allclose(tick.logits[1], tick.logits[0] * 2, rtol=1e-5, atol=1e-5)
     wanted = [(i, token) for i, text in enumerate(texts) for token in text.ids[text.start :]]

@@ -36,7 +36,7 @@ def test_masters_in_parts_are_those_in_one_piece():
         rows = (slice(None), slice(8, 24))[step % 2]
         change = 1e-4 * torch.randn(40, 24, generator=steps)[rows]
         for one in masters:
-            one.write_("w", rows, one.read("w", rows).add_(change))
+            one.write("w", rows, one.read("w", rows).add_(change))
     assert torch.equal(*(one["w"] for one in masters))
     assert torch.equal(whole["w"], parts["w"]) and not torch.equal(whole["w"], start)
 
@@ -62,7 +62,7 @@ def test_the_gradient_by_products_of_bf16_numbers(elsewhere, num_members, monkey
 def test_a_snapshot_of_masters_in_parts_continues_with_the_same_bits(elsewhere, rule):
     def moved(updater, noise, seeds):
         for seed in seeds:
-            updater.step_(noise._replace(step=seed), fitness_of(6, seed), lr=1e-3)
+            updater.step(noise._replace(step=seed), fitness_of(6, seed), lr=1e-3)
 
     model, noise, base = make(torch.bfloat16)
     updater = Updater(model, list(noise.targets), rule, base)
@@ -73,7 +73,7 @@ def test_a_snapshot_of_masters_in_parts_continues_with_the_same_bits(elsewhere, 
     assert not torch.equal(saved["head.weight"], model.params["head.weight"].float())
     other, _, _ = make(torch.bfloat16)
     again = Updater(other, list(noise.targets), rule, base)
-    again.load_(saved, state)
+    again.load(saved, state)
     assert all(torch.equal(w, other.params[n]) for n, w in model.params.items())
     for one in (updater, again):
         moved(one, noise, (2,))

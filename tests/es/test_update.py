@@ -36,7 +36,7 @@ def test_gradient_is_the_dense_sum_for_every_target(num_members):
 def test_sgd_moves_each_target_by_lr_times_its_multiplier_times_the_sum_and_nothing_else():
     model, noise, before = make()
     fitness = fitness_of(6)
-    reported = Updater(model, list(noise.targets), Rule(), before).step_(noise, fitness, lr=0.1)
+    reported = Updater(model, list(noise.targets), Rule(), before).step(noise, fitness, lr=0.1)
     for name, weight in model.params.items():
         if name not in noise.targets:
             assert torch.equal(weight, before[name]), name
@@ -64,7 +64,7 @@ def test_optimisers_are_torch_optim_on_the_es_gradient(optimizer):
     reference = own([parameter], lr=0.1, **options)
     for seed in range(3):
         fitness = fitness_of(6, seed)
-        updater.step_(noise, fitness, lr=0.1)
+        updater.step(noise, fitness, lr=0.1)
         parameter.grad = -dense_sum(noise, "head.weight", fitness).float()
         reference.step()
     torch.testing.assert_close(model.params["head.weight"], parameter.data, rtol=1e-4, atol=1e-5)
@@ -77,7 +77,7 @@ def test_optimisers_are_torch_optim_on_the_es_gradient(optimizer):
 def test_a_snapshot_continues_with_the_same_bits(rule, dtype):
     def steps(updater, noise, seeds):
         for seed in seeds:
-            updater.step_(noise._replace(step=seed), fitness_of(6, seed), lr=0.01)
+            updater.step(noise._replace(step=seed), fitness_of(6, seed), lr=0.01)
 
     model, noise, base = make(dtype)
     updater = Updater(model, list(noise.targets), rule, base)
@@ -88,7 +88,7 @@ def test_a_snapshot_continues_with_the_same_bits(rule, dtype):
 
     again, _, _ = make(dtype)
     other = Updater(again, list(noise.targets), rule, base)
-    other.load_(saved, state)
+    other.load(saved, state)
     steps(other, noise, [2, 3])
     assert checksum(other.weights()) == checksum(updater.weights())
     assert all(torch.equal(again.params[name], weight) for name, weight in model.params.items())
@@ -97,7 +97,7 @@ def test_a_snapshot_continues_with_the_same_bits(rule, dtype):
 def test_anchored_decay_pulls_towards_the_base():
     model, noise, base = make(targets={"head.weight": 1.0})
     model.params["head.weight"].add_(1.0)
-    Updater(model, ["head.weight"], Rule(weight_decay=0.5), base).step_(noise, torch.zeros(4), lr=0.1)
+    Updater(model, ["head.weight"], Rule(weight_decay=0.5), base).step(noise, torch.zeros(4), lr=0.1)
     torch.testing.assert_close(model.params["head.weight"] - base["head.weight"], torch.full((32, 64), 0.95))
 
 
@@ -108,7 +108,7 @@ def test_bf16_steps_below_an_ulp_add_up(master):
     updater = Updater(model, ["head.weight"], Rule(master=master), base)
     fitness, moved = fitness_of(6), torch.zeros(32, 64, dtype=torch.float64)
     for step in range(100):  # one moves an entry by about 0.001; bf16 has nothing between 1 and 1.0078
-        updater.step_(noise._replace(step=step), fitness, lr=3e-3)
+        updater.step(noise._replace(step=step), fitness, lr=3e-3)
         moved += 3e-3 * dense_sum(noise._replace(step=step), "head.weight", fitness)
     found = model.params["head.weight"].double() - 1
     slope = (found * moved).sum() / moved.square().sum()  # plain rounding gives about 0
@@ -141,7 +141,7 @@ def test_stochastic_rounding_does_not_depend_on_the_chunk_or_on_who_computes_it(
 def test_a_step_that_is_not_finite_is_refused():
     model, noise, base = make(targets={"head.weight": 1.0})
     with pytest.raises(ConfigError, match=r"head\.weight.*lower lr"):
-        Updater(model, ["head.weight"], Rule(), base).step_(noise, fitness_of(4) * 1e30, lr=1e30)
+        Updater(model, ["head.weight"], Rule(), base).step(noise, fitness_of(4) * 1e30, lr=1e30)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -27,8 +27,8 @@ from places import ROOT
 from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
-from rwkv_es.engine import rollout as rollout_module
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine import engines
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.es import update
@@ -301,7 +301,7 @@ def test_random_rounding_has_the_bits_of_plain_torch(monkeypatch, first):
         for module in (update, int8):
             monkeypatch.setattr(module, "gpu_kernels", lambda device, chosen=found_kernels: chosen)
         moved = start.clone()
-        int8.move_(moved, steps, (5, 2**32 - 1), 2**31 + 3, first)
+        int8.move(moved, steps, (5, 2**32 - 1), 2**31 + 3, first)
         found.append((update.round_stochastically(values, (2**32 - 1, 7), 2**31 + 3, first), moved))
     assert all(torch.equal(one, other) for one, other in zip(*found))
     assert not torch.equal(found[0][1], start)
@@ -551,8 +551,8 @@ def test_completions_equal_the_torch_engine(tmp_path):
     model = on_device(make_model(tmp_path, 1, 64, V))
     factors, _ = perturbed(model, {"matrices": 1.0}, 1, [0])
     requests = requests_of(4, 2, 6)
-    plain = rollout(model, requests, Decoding(NEVER, HOT, 8, "torch"), factors)
-    found = rollout(model, requests, Decoding(NEVER, HOT, 8, "triton"), factors)
+    plain = rollout(model, requests, GenerationConfig(NEVER, HOT, 8, "torch"), factors)
+    found = rollout(model, requests, GenerationConfig(NEVER, HOT, 8, "triton"), factors)
     assert found.completions == plain.completions and found.num_read == plain.num_read
 
 
@@ -564,7 +564,7 @@ def test_what_the_engine_cannot_run_is_refused(tmp_path, monkeypatch):
     half = model._replace(params={name: tensor.half() for name, tensor in model.params.items()})
     assert not gpu.is_able(half, None)
     with pytest.raises(ConfigError, match="engine triton needs a GPU"):
-        rollout(model, requests_of(2, 2), Decoding(NEVER, engine="triton"), factors)
+        rollout(model, requests_of(2, 2), GenerationConfig(NEVER, engine="triton"), factors)
     monkeypatch.setattr("triton.__version__", "3.3.1")
     with pytest.raises(ImportError, match=r"from 3\.4 on"):
         runpy.run_path(kernels.__file__)
@@ -596,7 +596,7 @@ def test_why_the_engine_is_not_used_is_one_sentence(tmp_path, monkeypatch, nothi
     monkeypatch.setattr(gpu, "_import_kernels", lambda: (None, "No module named 'triton'"))
     monkeypatch.setattr(gpu_trial, "_found", {})
     for _ in range(2):
-        assert rollout_module._says_why_not(model, None)
+        assert engines._says_why_not(model, None)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].endswith("several times slower than Triton: No module named 'triton'")
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SMALL = {
-    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 2, "max_new": 40, "steps": 5},
+    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 2, "max_new_tokens": 40, "steps": 5},
     **{"sigma": 0.02, "lr": 0.02, "targets": "matrices=1,head.weight=3", "eval_every": 2, "eval_size": 6},
     **{"snapshot_every": 2, "reward_workers": 0, "threads": 1, "tracker": "none", "device": "cpu"},
 }

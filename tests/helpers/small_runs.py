@@ -6,7 +6,7 @@ from rwkv_es.config.options import build
 from rwkv_es.verbs.train import train
 
 SMALL = {
-    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new": 40, "steps": 4},
+    **{"model": "tiny", "task": "countdown_mini", "population": 8, "prompts": 4, "max_new_tokens": 40, "steps": 4},
     **{"sigma": 0.02, "lr": 0.02, "targets": {"matrices": 1.0, "head.weight": 3.0}, "schedule": "linear"},
     **{"eval_every": 2, "eval_size": 8, "snapshot_every": 2, "reward_workers": 0, "threads": 1, "tracker": "none"},
 }

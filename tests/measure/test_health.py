@@ -34,13 +34,13 @@ def broken(monkeypatch):
 
         whole = session.rollout
 
-        def rollout(model, requests, decoding, factors, hear):
+        def rollout(model, requests, decoding, factors, on_finished):
             found = whole(
                 model,
                 requests,
                 decoding,
                 factors,
-                lambda ended: hear({i: c._replace(finish=of(i, c)) for i, c in ended.items()}),
+                lambda ended: on_finished({i: c._replace(finish=of(i, c)) for i, c in ended.items()}),
             )
             return Rollout([c._replace(finish=of(i, c)) for i, c in enumerate(found.completions)], *found[1:])
 
@@ -132,12 +132,12 @@ def overflowing(tmp_path_factory):
 @pytest.mark.parametrize(
     "command",
     [
-        "eval {}/huge.pth --eval-size 2 --max-new 4",
-        "eval {}/huge.pth --eval-size 2 --max-new 4 --temperature 1",
+        "eval {}/huge.pth --eval-size 2 --max-new-tokens 4",
+        "eval {}/huge.pth --eval-size 2 --max-new-tokens 4 --temperature 1",
         "eval {}/huge.pth --text {}/text.txt",
         "generate 1+2= --model {}/huge.pth --template raw",
-        "doctor {}/huge.pth --eval-size 2 --prompts 2 --max-new 4",
-        "train --model {}/huge.pth --population 4 --prompts 2 --max-new 4 --eval-size 2 --run {}/run --tracker none",
+        "doctor {}/huge.pth --eval-size 2 --prompts 2 --max-new-tokens 4",
+        "train --model {}/huge.pth --population 4 --prompts 2 --max-new-tokens 4 --eval-size 2 --run {}/run --tracker none",
         "chat {}/huge.pth --template raw",
     ],
 )

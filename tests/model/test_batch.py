@@ -12,8 +12,9 @@ from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
 
 from rwkv_es import generate, load_model
-from rwkv_es.engine.decoding import Decoding
-from rwkv_es.engine.rollout import examined, rollout
+from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import examined
+from rwkv_es.engine.rollout import rollout
 from rwkv_es.model import batch, int8
 from rwkv_es.model.batch import Verdict, advice, examine, padded
 from rwkv_es.model.forward import Model, draw_factors
@@ -72,7 +73,7 @@ def test_a_multiple_is_found_with_which_slots_change_no_token(model, library, is
     noise = Noise(0, select(shapes, {"matrices": 1.0, "head.weight": 3.0}, 1)).at(0, 0.05)
     factors, requests = draw_factors(noise, model, range(2)), requests_of(4, 20)
     found = [
-        rollout(model, requests, Decoding(NEVER, HOT, slots, engine, 1, verdict.multiple), factors).completions
+        rollout(model, requests, GenerationConfig(NEVER, HOT, slots, engine, 1, verdict.multiple), factors).completions
         for slots in (8, 24, 96)
     ]
     assert found[0] == found[1] == found[2]
@@ -196,11 +197,11 @@ def test_a_program_of_ones_own_gets_the_multiple_too(library, monkeypatch):
 def test_slots_and_threads_change_nothing_on_this_machine(model, engine):
     shapes = {name: tuple(tensor.shape) for name, tensor in model.params.items()}
     noise = Noise(0, select(shapes, {"matrices": 1.0, "head.weight": 3.0}, 2)).at(0, 0.05)
-    factors, requests = draw_factors(noise, model, range(8)), requests_of(16, 5, max_new=6)
+    factors, requests = draw_factors(noise, model, range(8)), requests_of(16, 5, max_new_tokens=6)
     found = []
     for slots, threads in ((8, 1), (24, 2), (64, 1), (80, 1)):
         multiple = examine(model, slots, threads, is_fused=engine == "numba", rank=2).multiple
-        decoding = Decoding(NEVER, HOT, slots, engine, threads, multiple)
+        decoding = GenerationConfig(NEVER, HOT, slots, engine, threads, multiple)
         with torch_threads(threads):
             found.append(rollout(model, requests, decoding, factors).completions)
     assert all(completions == found[0] for completions in found)

@@ -111,35 +111,35 @@ def engine(request, monkeypatch):
 @pytest.mark.parametrize("size", [0.3, -0.3, 2.75, -1e-4])
 def test_steps_are_right_on_average_and_replay(engine, size):
     values, steps = torch.full((400_003,), 5, dtype=torch.int8), torch.full((400_003,), size)
-    int8.move_(values, steps, KEY, step=7)
+    int8.move(values, steps, KEY, step=7)
     moved = values.double() - 5
     whole = torch.tensor(size).floor().item()
     assert set(moved.tolist()) == {whole, whole + 1}
     deviation = (abs(size) % 1 * (1 - abs(size) % 1) / len(values)) ** 0.5
     assert abs(moved.mean().item() - size) < 5 * deviation
     again = torch.full_like(values, 5)
-    int8.move_(again, steps, KEY, step=7)
+    int8.move(again, steps, KEY, step=7)
     assert torch.equal(again, values)
-    int8.move_(other := torch.full_like(values, 5), steps, KEY, step=8)
+    int8.move(other := torch.full_like(values, 5), steps, KEY, step=8)
     assert not torch.equal(other, values)
 
 
 def test_the_kernel_the_chunks_and_the_slabs_round_alike(monkeypatch):
     start, steps = (normal(1003) * 50).to(torch.int8), normal(1003, seed=1) * 3
-    int8.move_(whole := start.clone(), steps, KEY, 3)
+    int8.move(whole := start.clone(), steps, KEY, 3)
     for kernel in (int8.move_on_grid, None):
         monkeypatch.setattr(int8, "move_on_grid", kernel)
         monkeypatch.setattr(int8, "_CHUNK", 64)
-        int8.move_(again := start.clone(), steps, KEY, 3)
+        int8.move(again := start.clone(), steps, KEY, 3)
         parts = start.clone()
-        int8.move_(parts[:400], steps[:400], KEY, 3)
-        int8.move_(parts[400:], steps[400:], KEY, 3, first=400)
+        int8.move(parts[:400], steps[:400], KEY, 3)
+        int8.move(parts[400:], steps[400:], KEY, 3, first=400)
         assert torch.equal(again, whole) and torch.equal(parts, whole)
 
 
 def test_what_would_leave_the_grid_stays_at_its_end_and_whole_steps_are_exact(engine):
     values = torch.tensor([120, -120, 0, 100, 0], dtype=torch.int8)
-    int8.move_(values, torch.tensor([50.0, -50.0, 0.0, 3.0, 1e30]), KEY, 0)
+    int8.move(values, torch.tensor([50.0, -50.0, 0.0, 3.0, 1e30]), KEY, 0)
     assert values.tolist() == [127, -127, 0, 103, 127]
 
 
@@ -151,7 +151,7 @@ def test_int8_steps_add_up_to_those_of_the_gradient(tmp_path, optimizer):
     updater = Updater(model, ["head.weight"], Rule(optimizer, momentum=0.0), {})
     noise, moved = noise_of(model, {"head.weight": 1.0}), torch.zeros(before.shape, dtype=torch.float64)
     for step in range(60):  # a step is about a tenth of the grid
-        updater.step_(noise._replace(step=step), fitness_of(6, step), lr=1e-3)
+        updater.step(noise._replace(step=step), fitness_of(6, step), lr=1e-3)
         moved += 1e-3 * dense_sum(noise._replace(step=step), "head.weight", fitness_of(6, step))
     found = (model.params["head.weight"].double() - before) * scale
     slope = (found * moved).sum() / moved.square().sum()
@@ -165,7 +165,7 @@ def test_vectors_beside_int8_matrices_move_as_ever(tmp_path):
     noise = noise_of(model, {"vectors": 1.0})
     plain = Model({name: weight.clone() for name, weight in model.params.items()}, model.arch)
     for each in (held, plain):
-        Updater(each, list(noise.targets), Rule(), model.params).step_(noise, fitness_of(4), 0.1)
+        Updater(each, list(noise.targets), Rule(), model.params).step(noise, fitness_of(4), 0.1)
     assert all(torch.equal(held.params[name], plain.params[name]) for name in noise.targets)
 
 
@@ -175,10 +175,10 @@ def test_decay_pulls_int8_matrices_to_the_base_as_it_was_rounded(tmp_path):
     start = held.params["head.weight"].clone()
     updater = Updater(held, ["head.weight"], Rule(weight_decay=1.0), model.params)
     noise = noise_of(model, {"head.weight": 1.0})
-    updater.step_(noise, torch.zeros(4), lr=0.5)
+    updater.step(noise, torch.zeros(4), lr=0.5)
     assert torch.equal(held.params["head.weight"], start)
     held.params["head.weight"][:, ::2] = 0
-    updater.step_(noise, torch.zeros(4), lr=1.0)
+    updater.step(noise, torch.zeros(4), lr=1.0)
     assert torch.equal(held.params["head.weight"], start)
 
 
@@ -273,7 +273,9 @@ def test_the_embedded_model_in_int8_answers_nearly_as_before():
     assert 0 < error < 0.06
     assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.97
     scores = {
-        kind: evaluate(Config(quantize=kind, **{k: SMALL[k] for k in ("model", "task")}, eval_size=60, max_new=40))
+        kind: evaluate(
+            Config(quantize=kind, **{k: SMALL[k] for k in ("model", "task")}, eval_size=60, max_new_tokens=40)
+        )
         for kind in ("none", "int8")
     }
     assert abs(scores["int8"]["reward"] - scores["none"]["reward"]) < 0.15

@@ -8,10 +8,10 @@ import torch
 from models import make_model
 from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.model.penalties import Penalties, counted
-from rwkv_es.model.sampler import Sampling, sample
+from rwkv_es.model.sampler import SamplingParams, sample
 
 WORDS = [b"", b" ", b"7", b"12", b"0", b"a", b" a", b"\n", b"b", b"78", b"\t", b"the"]
 
@@ -54,7 +54,7 @@ def test_greedy_texts_are_those_of_the_rwkv_package(presence, frequency, decay):
     args = {"temperature": 0, "alpha_presence": presence, "alpha_frequency": frequency, "alpha_decay": decay}
     expected = pipeline(args, 120)
     assert expected != pipeline({**args, "alpha_presence": 0, "alpha_frequency": 0}, 120)
-    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency, penalty_decay=decay)
+    sampling = SamplingParams(presence_penalty=presence, frequency_penalty=frequency, penalty_decay=decay)
     model, penalties = Scripted(), Penalties(sampling, counted(WORDS), 1, 120)
     row, written, token, state = torch.tensor([0]), [], 5, None
     for _ in range(120):
@@ -76,7 +76,7 @@ def occurrences(written, decay):
 
 
 def test_rows_lose_what_they_have_written_themselves():
-    sampling = Sampling(presence_penalty=0.4, frequency_penalty=0.7, penalty_decay=0.9)
+    sampling = SamplingParams(presence_penalty=0.4, frequency_penalty=0.7, penalty_decay=0.9)
     generator = torch.Generator().manual_seed(1)
     texts = torch.randint(len(WORDS), (6, 30), generator=generator)
     penalties = Penalties(sampling, counted(WORDS), 6, 30)
@@ -95,7 +95,7 @@ def test_rows_lose_what_they_have_written_themselves():
 def test_a_slot_that_is_taken_again_has_written_nothing():
     penalties = Penalties(PENALISED[0], counted(WORDS), 2, 4)
     penalties.note_(torch.tensor([0, 1]), torch.tensor([5, 6]))
-    penalties.move_(torch.tensor([0]), torch.tensor([1]))
+    penalties.move(torch.tensor([0]), torch.tensor([1]))
     penalties.start_(1)
     scores = torch.zeros(2, len(WORDS))
     penalties.penalise_(scores, torch.arange(2))
@@ -110,8 +110,8 @@ def model(tmp_path_factory):
 def test_completions_follow_the_penalised_logits_of_float64_numpy(model):
     sampling = PENALISED[0]
     requests = [request._replace(member=-1) for request in requests_of(1, 5)]
-    free = rollout(model, requests, Decoding(NEVER, slots=3)).completions
-    result = rollout(model, requests, Decoding(NEVER, sampling, slots=3)).completions
+    free = rollout(model, requests, GenerationConfig(NEVER, slots=3)).completions
+    result = rollout(model, requests, GenerationConfig(NEVER, sampling, slots=3)).completions
     assert result != free
     for request, completion in zip(requests, result):
         counts = {}
@@ -129,7 +129,7 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
     counter = torch.zeros(20_000, 4, dtype=torch.int64)
     counter[:, 0] = torch.arange(20_000)
     for min_p, kept in ((0.15, 4), (0.23, 3), (0.59, 2), (0.61, 1), (1.0, 1)):
-        tokens = sample(logits.expand(20_000, -1), Sampling(temperature=1.0, min_p=min_p), counter)
+        tokens = sample(logits.expand(20_000, -1), SamplingParams(temperature=1.0, min_p=min_p), counter)
         found = torch.bincount(tokens, minlength=4).double() / 20_000
         expected = torch.tensor([0.5, 0.3, 0.12, 0.08]).double()
         expected[kept:] = 0

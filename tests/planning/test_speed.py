@@ -6,7 +6,7 @@ from rwkv_es.engine.memory import Load, targets_of
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.layout import Arch
 from rwkv_es.planning.devices import GPUS, Device, available_memory, devices_of, here
-from rwkv_es.planning.speed import Asked, Work, tick, times, update, work
+from rwkv_es.planning.speed import Work, Workload, tick, times, update, work
 from rwkv_es.pretrained.header import SIZES
 
 SMALL = Arch(2, 128, 2, 64, 1000, 512, 8, 8, 8, 16)
@@ -48,7 +48,7 @@ def test_a_tick_by_hand():
 
 def test_a_step_by_hand():
     targets, load = targets_of(SMALL, {"matrices": 1.0}, 1), Load(16, 8, processes=2)
-    asked = Asked(answers=64, prompt_tokens=5, new_tokens=3, rows_per_member=8)
+    asked = Workload(answers=64, prompt_tokens=5, new_tokens=3, rows_per_member=8)
     one = tick(work(SMALL, targets, load, 8), SIMPLE, "numba")
     found = times(SMALL, targets, load, asked, SIMPLE._replace(updates=411_648.0))
     assert found.generate_s == pytest.approx(2 * (4 * one.reading + 3 * one.writing))  # 32 answers in 16 slots

@@ -348,17 +348,17 @@ def test_groups_are_scored_whole_whatever_the_order_of_the_answers(folder, worke
         for order in (list(texts), sorted(texts), sorted(texts, reverse=True)):
             for place in order:
                 name = groups[place]
-                pool.take_(place, Answer(PROBLEM, texts[place]), Group(name, list(groups.values()).count(name)))
-                pool.tend_()
-            assert pool.collect_().rewards == [0.0, 2.0, 0.0, 1.0, 1.0, 0.0]
+                pool.submit(place, Answer(PROBLEM, texts[place]), Group(name, list(groups.values()).count(name)))
+                pool.poll()
+            assert pool.gather().rewards == [0.0, 2.0, 0.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_failure_in_a_group_costs_its_own_answer_alone(folder, workers):
     with pool_with(f"{folder}/trl.py:longest_may_fail", workers) as pool:
         for place, text in enumerate(("a", "fail", "b", "c", "d")):
-            pool.take_(place, Answer(PROBLEM, text), Group(place // 3, 3 - place // 3))
-        scores = pool.collect_()
+            pool.submit(place, Answer(PROBLEM, text), Group(place // 3, 3 - place // 3))
+        scores = pool.gather()
     assert scores.rewards == [1.0, 0.0, 1.0, 2.0, 2.0], "those beside it alone, the others in twos"
     assert scores.causes.keys() == {1} and "KeyError: 'fail' (trl.py, line" in scores.causes[1]
 
@@ -369,8 +369,8 @@ def test_a_reward_that_hangs_in_a_group_costs_its_own_answer_alone(tmp_path):
     )
     with RewardPool("copy", "", 1, 0.3, 1.0, reward=f"{tmp_path}/hangs.py:f") as pool:
         for place, text in enumerate(("a", "hang", "b")):
-            pool.take_(place, Answer(PROBLEM, text), Group("all", 3))
-        scores = pool.collect_()
+            pool.submit(place, Answer(PROBLEM, text), Group("all", 3))
+        scores = pool.gather()
     assert (scores.rewards, scores.errors, scores.timeouts) == ([1.0, 0.0, 1.0], 0, 1)
 
 
@@ -404,7 +404,7 @@ def test_sums_beyond_any_use_are_failures_and_reach_no_metric(tmp_path):
 def test_the_first_failure_is_said_once(folder, capsys):
     with pool_with(f"{folder}/trl.py:longest_may_fail", 0) as pool:
         for _ in range(2):
-            pool.say_failure_(pool.score([PROBLEM] * 3, ["ok", "fail", "fail"]))
+            pool.say_failure(pool.score([PROBLEM] * 3, ["ok", "fail", "fail"]))
     said = capsys.readouterr().err
     assert said.startswith(
         "rwkv-es: the reward failed on 2 of 3 answers, which count as 0; the first time: KeyError: 'fail' (trl.py"

@@ -10,7 +10,7 @@ from rwkv_es.cli import main
 from rwkv_es.pretrained.checkpoint import save
 from rwkv_es.task import Problem
 
-SMALL = "--steps 2 --population 4 --prompts 2 --max-new 6 --eval-size 2 --engine torch --threads 1 --temperature 1 --sigma 0.2 --lr 0.1 --tracker none"
+SMALL = "--steps 2 --population 4 --prompts 2 --max-new-tokens 6 --eval-size 2 --engine torch --threads 1 --temperature 1 --sigma 0.2 --lr 0.1 --tracker none"
 TRL = """
 def longest(completions, **kwargs):
     most = max(len(completion) for completion in completions)
@@ -33,7 +33,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 TASK = """
 from rwkv_es.task import Problem
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 6, "raw"
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 6, "raw"
 def problems(split, data=""):
     return [Problem(f"{a} {2 if split == 'train' else 3} 1=5:", "") for a in range(1, 5)]
 def reward(problem, text):
@@ -105,7 +105,7 @@ def test_rewards_that_compare_answers_tell_the_members_of_a_pair_apart(work, sam
 
 @pytest.mark.parametrize("command", ["train --model tiny --run run --steps 2 --population 4 --prompts 2", "eval tiny"])
 def test_a_reward_that_always_fails_is_said_once_with_its_own_last_line(work, command, capsys):
-    data = "--task jsonl --data data --template raw --max-new 4 --eval-size 2 --engine torch --threads 1"
+    data = "--task jsonl --data data --template raw --max-new-tokens 4 --eval-size 2 --engine torch --threads 1"
     assert main([*command.split(), *data.split(), "--reward", "trl.py:misspelt"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "reward failed" in line]
     assert len(said) == 1 and "KeyError: 'solution' (trl.py, line 7" in said[0]
@@ -166,14 +166,14 @@ def test_the_parts_of_a_mixture_end_each_in_its_own_way(work):
 
     (work / "stops.py").write_text(TASK.replace("(), 6,", "('<',), 6,"))
     options = {"model": "tiny", "threads": 1, "engine": "torch"}
-    mixed = open_session(build({**options, "task": "./stops.py=1,countdown_mini=1,copy=1", "max_new": 40}))
+    mixed = open_session(build({**options, "task": "./stops.py=1,countdown_mini=1,copy=1", "max_new_tokens": 40}))
     problems = mixed.task.problems("test")[:9]
     together = answer(mixed, problems)
     assert [p.prompt for p in together.problems] == [p.prompt for p in problems]
     for problem, text in zip(problems, together.texts):
         part = mixed.task.part_of(problem)
         alone = open_session(
-            build({**options, "task": {"stops": "./stops.py"}.get(part.name, part.name), "max_new": 40})
+            build({**options, "task": {"stops": "./stops.py"}.get(part.name, part.name), "max_new_tokens": 40})
         )
         assert answer(alone, [Problem(problem.prompt, "")]).texts == [text]
     assert any("<answer>" in text for text in together.texts)
@@ -186,10 +186,12 @@ def test_generation_goes_through_an_end_string_and_no_further(work, end):
     from rwkv_es.session import answer, open_session
 
     (work / "ends.py").write_text(
-        TASK.replace("MAX_NEW, ", "MAX_NEW, ENDS, ").replace("(), 6,", f"(), 60, ({end!r},),")
+        TASK.replace("MAX_NEW_TOKENS, ", "MAX_NEW_TOKENS, STOP_INCLUDED, ").replace("(), 6,", f"(), 60, ({end!r},),")
     )
     session = open_session(build({"model": "tiny", "threads": 1, "engine": "torch", "task": "./ends.py"}))
-    plain = open_session(build({"model": "tiny", "threads": 1, "engine": "torch", "task": "./mine.py", "max_new": 60}))
+    plain = open_session(
+        build({"model": "tiny", "threads": 1, "engine": "torch", "task": "./mine.py", "max_new_tokens": 60})
+    )
     problems = session.task.problems("train")
     ended, whole = answer(session, problems), answer(plain, problems)
     assert any(text.partition(end)[2] for text in whole.texts), "something follows"

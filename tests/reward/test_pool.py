@@ -25,7 +25,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from rwkv_es.task import Problem
 
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 8, "raw"
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 8, "raw"
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 class Stop(BaseException):
@@ -183,8 +183,8 @@ def take(pool: RewardPool, texts: list[str], order: list[int] | None = None) -> 
     longest = 0.0
     for place in order or range(len(texts)):
         start = time.perf_counter()
-        pool.take_(place, Answer(Problem("q", "1"), texts[place]))
-        pool.tend_()
+        pool.submit(place, Answer(Problem("q", "1"), texts[place]))
+        pool.poll()
         longest = max(longest, time.perf_counter() - start)
         time.sleep(0.002)
     return longest
@@ -197,7 +197,7 @@ def test_answers_taken_one_by_one_in_any_order_are_scored_like_a_list(task, work
         expected = pool.score([Problem("q", "1")] * 40, texts)
         for seed in range(3):
             take(pool, texts, random.Random(seed).sample(range(40), 40))
-            scores = pool.collect_()
+            scores = pool.gather()
             assert scores._replace(first_error="") == expected._replace(first_error="")
             assert "what was thrown" in scores.first_error, "of the first text, not of the first one that came"
     assert (expected.rewards[39], expected.errors) == (39.0, 5)
@@ -209,7 +209,7 @@ def test_a_hanging_reward_does_not_stop_who_hands_answers_over_and_is_replaced_m
         assert pool.score([Problem("q", "1")] * 2, ["sleep 0.3 0"] * 2).rewards == [0.0, 0.0]  # both are at work
         assert take(pool, texts) < TIMEOUT_S
         start = time.perf_counter()
-        scores = pool.collect_()
+        scores = pool.gather()
     assert time.perf_counter() - start < 0.3, "the time limit was over before"
     assert (scores.rewards, scores.timeouts) == ([0.0, *map(float, range(1, 600))], 1)
 
@@ -219,7 +219,7 @@ def test_a_worker_that_does_not_read_stops_nobody(task):
         assert pool.score([Problem("q", "1")], ["leave behind"]).rewards == [1.0]
         time.sleep(0.3)
         assert take(pool, ["x" * 8_000_000 + " 1"]) < TIMEOUT_S
-        assert pool.collect_().timeouts == 1
+        assert pool.gather().timeouts == 1
         assert pool.score([Problem("q", "1")], ["x" * 8_000_000 + " 1"]).rewards == [1.0]
 
 
@@ -228,10 +228,10 @@ def test_results_that_nobody_collects_for_long_are_kept(task, monkeypatch):
     with RewardPool(task, "", 1, 3 * TIMEOUT_S, 1.0) as pool:
         assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
         for place in range(256):  # more than the pipe holds
-            pool.take_(place, Answer(Problem("q", "1"), "throw long"))
-        pool.tend_()
+            pool.submit(place, Answer(Problem("q", "1"), "throw long"))
+        pool.poll()
         time.sleep(4 * TIMEOUT_S)
-        scores = pool.collect_()
+        scores = pool.gather()
     assert (scores.errors, scores.timeouts) == (256, 0)
 
 
@@ -241,9 +241,9 @@ def test_too_many_failures_among_answers_that_are_all_scored_already_stop_the_ru
         take(pool, ["throw"] * 16)
         for _ in range(40):
             time.sleep(0.01)
-            pool.tend_()
+            pool.poll()
         with pytest.raises(RewardError, match="failed on 16 of 16 answers"):
-            pool.collect_()
+            pool.gather()
         assert pool.score([Problem("q", "1")], ["0.5"]).rewards == [0.5]
 
 

@@ -22,7 +22,7 @@ import multiprocessing as mp
 from pathlib import Path
 from rwkv_es.task import Problem
 
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 8, "raw"
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 8, "raw"
 
 def note(name, pid):
     with open(name, "a") as file:

@@ -85,7 +85,7 @@ def test_four_processes_of_few_members_equal_one(tmp_path, engine, slots):
 def test_processes_slots_and_threads_change_no_bit(alone, tmp_path, slots, threads):
     whole = checksums(alone)
     for size in (1, 2, 3, 4):
-        folder, options = tmp_path / f"run-{size}", {"slots": slots, "threads": threads, "max_new": 40}
+        folder, options = tmp_path / f"run-{size}", {"slots": slots, "threads": threads, "max_new_tokens": 40}
         codes, outputs = run_together(size, arguments(folder, **options, steps=3))
         assert codes == [0] * size, outputs
         assert not any("note:" in output or "other bits" in output for output in outputs), outputs
@@ -267,7 +267,7 @@ def test_a_population_too_small_for_the_processes_is_refused(tmp_path):
 TASK = """
 from rwkv_es.task import load_task
 tiny = load_task("countdown_mini")
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", tiny.stop, tiny.max_new, tiny.template
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", tiny.stop, tiny.max_new_tokens, tiny.template
 def problems(split, data=""):
     return tiny.problems(split)
 def reward(problem, text):

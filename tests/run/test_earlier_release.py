@@ -12,7 +12,7 @@ from rwkv_es.cli import main
 
 RECORDED = ROOT / "tests" / "data" / "run_of_0_1_0"
 COMMAND = (
-    "train --model tiny --task countdown_mini --seed 2 --population 8 --prompts 4 --max-new 56 --sigma 0.02 --lr 0.03 "
+    "train --model tiny --task countdown_mini --seed 2 --population 8 --prompts 4 --max-new-tokens 56 --sigma 0.02 --lr 0.03 "
     "--targets matrices=1,vectors=0.5,head.weight=6,emb.weight=2 --samples 2 --temperature 1 --weight-decay 0.1 "
     "--optimizer momentum --momentum 0.5 --eval-every 2 --eval-size 8 --snapshot-every 2 --keep 1 --reward-workers 0 "
     "--threads 1 --tracker none --device cpu"

@@ -13,7 +13,7 @@ from rwkv_es.task.task import Generated, Problem, load_task
 
 TASK = """
 from rwkv_es.task import Problem
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 4, "raw"
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 4, "raw"
 def problems(split, data=""):
     return [Problem("1+1=", "2", {{"n": 1, "tags": {tags}}}), Problem("2+2=", "{last}")]
 def reward(problem, text):

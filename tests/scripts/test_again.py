@@ -74,7 +74,7 @@ def test_a_training_tells_of_its_mistake_and_of_its_steps(again, tmp_path):
         "4",
         "--prompts",
         "1",
-        "--max-new",
+        "--max-new-tokens",
         "4",
         "--eval-every",
         "0",

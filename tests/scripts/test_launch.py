@@ -14,7 +14,7 @@ from rwkv_es.run.launcher import SILENT_S
 from rwkv_es.run.record import read_steps
 
 LAUNCH = ROOT / "scripts" / "launch"
-RUN = "--population 8 --prompts 2 --max-new 40 --eval-every 0 --steps 3 --sigma 0.02 --threads 1 --device cpu"
+RUN = "--population 8 --prompts 2 --max-new-tokens 40 --eval-every 0 --steps 3 --sigma 0.02 --threads 1 --device cpu"
 
 
 def launch(folder, *more):

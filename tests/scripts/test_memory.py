@@ -12,7 +12,7 @@ import torch
 from checkpoints import random_params
 from places import ROOT
 
-from rwkv_es.engine.decoding import Decoding
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import _Rows
 from rwkv_es.engine.scheduler import Move, Request
 from rwkv_es.engine.stops import Stops
@@ -65,9 +65,9 @@ def make(kind):
 def test_an_update_holds_a_few_slabs_and_no_copy_of_the_matrix(kind, decay):
     model, noise, base = make(kind)
     updater = Updater(model, ["head.weight"], Rule(master="stochastic", weight_decay=decay), {"head.weight": base})
-    updater.step_(noise, torch.linspace(-1, 1, 8), lr=10.0)  # compiles kernels
+    updater.step(noise, torch.linspace(-1, 1, 8), lr=10.0)  # compiles kernels
     before = model.params["head.weight"][:8].clone()
-    taken = extra(lambda: updater.step_(noise, torch.linspace(-1, 1, 8), lr=10.0))
+    taken = extra(lambda: updater.step(noise, torch.linspace(-1, 1, 8), lr=10.0))
     assert not torch.equal(model.params["head.weight"][:8], before)
     assert taken < 100 * MB  # six slabs of 16 MB; a single fp32 copy is 192 MB
     assert updater.weights() is model.params
@@ -87,7 +87,7 @@ def test_slabs_change_no_bit(kind, monkeypatch):
         if kind == "int8":
             params["head.weight"], scales["head.weight"] = int8.quantize(weight)
         noise = Noise(0, select({"head.weight": (1000, 24)}, {"head.weight": 1.0}, 2)).at(3, 0.01)
-        Updater(Model(params, ARCH, scales), ["head.weight"], rule, base).step_(noise, fitness, lr=0.1)
+        Updater(Model(params, ARCH, scales), ["head.weight"], rule, base).step(noise, fitness, lr=0.1)
         sums.append(checksum(params))
     assert sums[0] == sums[1] == sums[2]
 
@@ -146,7 +146,7 @@ def test_the_script_measures_a_whole_step(tmp_path):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     script("--make", "--layers", "2", "--dim", "256", "--ranks", "32", "32", "16", "64")
-    found = json.loads(script("--population", "4", "--prompts", "1", "--max-new", "2"))
+    found = json.loads(script("--population", "4", "--prompts", "1", "--max-new-tokens", "2"))
     assert found["weights_bytes"] == sum(w.numel() * 2 for w in checkpoint.load(tmp_path / "model.pth")[0].values())
     assert found["state_bytes"] == 8 * 2 * (4 * 64 * 64 * 4 + 2 * 256 * 2)
     assert found["step_rms_per_sigma"] > 0
@@ -171,7 +171,7 @@ def test_a_step_holds_what_was_planned(tmp_path, options):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     script("--make", "--layers", "12", "--dim", "768", "--ranks", "64", "64", "32", "128")
-    found = json.loads(script(*options, "--max-new", "2"))
+    found = json.loads(script(*options, "--max-new-tokens", "2"))
     assert abs(found["planned_over"]) < 0.1
 
 
@@ -182,7 +182,7 @@ def test_a_plan_is_compared_with_the_step_itself(tmp_path):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     script("memory_step.py", "--make", "--layers", "12", "--dim", "768", "--ranks", "64", "64", "32", "128")
-    options = ("--dtype", "bf16", "--population", "32", "--prompts", "2", "--max-new", "4")
+    options = ("--dtype", "bf16", "--population", "32", "--prompts", "2", "--max-new-tokens", "4")
     found = json.loads(script("check_plan.py", *options, "--turns", "1"))
     assert abs(found["memory"] - 1) < 0.1
     assert 0.4 < found["time"] < 2.5  # seconds of a machine that others may share; the log has closer figures
@@ -192,9 +192,9 @@ def test_rows_that_move_are_copied_a_layer_at_a_time():
     params = random_params(8, 256, 64)
     model = Model(params, Arch(8, 256, 4, 64, 64, 1024, 8, 8, 8, 16))
     requests = [Request(-1, i, (1, 2), 4) for i in range(64)]
-    rows = _Rows(model, requests, Decoding(Stops(-1, (), np.zeros(64, bool), []), slots=64), None)
+    rows = _Rows(model, requests, GenerationConfig(Stops(-1, (), np.zeros(64, bool), []), slots=64), None)
     moves = [Move(32 + i, i) for i in range(32)]
-    taken = extra(lambda: rows.move_(moves))
+    taken = extra(lambda: rows.move(moves))
     assert taken < 8 * MB  # half of the states is 16.8 MB
 
 

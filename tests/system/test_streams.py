@@ -83,7 +83,7 @@ def test_a_command_whose_output_is_lost_says_so_and_one_whose_reader_has_enough_
 
 
 def test_a_training_ends_well_whatever_becomes_of_its_lines(tmp_path):
-    options = "--population 4 --prompts 1 --max-new 4 --eval-size 2 --steps 1 --threads 1 --tracker none --run"
+    options = "--population 4 --prompts 1 --max-new-tokens 4 --eval-size 2 --steps 1 --threads 1 --tracker none --run"
     with open("/dev/full", "w") as full:
         arguments = ["train", *options.split(), str(tmp_path / "run")]
         done, _ = run(tmp_path, COMMAND, arguments, {"PYTHONIOENCODING": "ascii"}.items(), stdout=full, stderr=full)

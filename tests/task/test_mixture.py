@@ -99,7 +99,7 @@ def test_a_part_keeps_its_template_limits_and_reward():
         assert part.name == ("copy" if problem.prompt[0].isdigit() else "countdown")
         assert task.reward(problem, problem.answer) == part.reward(problem, problem.answer) == 1.0
         assert task.reward(problem, "<answer>1</answer>") == (0.1 if part.name == "countdown" else 0.0)
-    assert [part.max_new for part in task.parts] == [12, 1000]
+    assert [part.max_new_tokens for part in task.parts] == [12, 1000]
 
 
 @pytest.mark.parametrize("spec", ["copy", "./mine/task.py", "countdown:5"])

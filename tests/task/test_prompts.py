@@ -4,7 +4,7 @@ import pytest
 
 from rwkv_es.errors import ConfigError
 from rwkv_es.task import SYSTEM, Problem, Task
-from rwkv_es.task.prompts import Prompting, opening_of, prompt_of, stops_of, template_of
+from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of, template_of
 
 PROBLEMS = [Problem(f"{i}?", f"is {i}") for i in range(4)]
 
@@ -16,7 +16,10 @@ def task(template="chat", problems=PROBLEMS):
 def test_a_problem_is_asked_in_its_tasks_template_unless_another_is_named():
     assert prompt_of(task(), PROBLEMS[0], Prompting()) == "User: 0?\n\nAssistant:"
     assert prompt_of(task(), PROBLEMS[0], Prompting("raw")) == "0?"
-    assert template_of(task(), Prompting("think")) == "think" and opening_of(task(), Prompting("think")) == " <think"
+    assert (
+        template_of(task(), Prompting("think")) == "think"
+        and response_prefix_of(task(), Prompting("think")) == " <think"
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import pytest
 import rwkv_es
 from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.task.datasets import read_problems
-from rwkv_es.task.task import TEMPLATES, Generated, Problem, list_tasks, load_task, opening, render
+from rwkv_es.task.task import Generated, Problem, list_tasks, load_task
+from rwkv_es.task.templates import TEMPLATES, render, response_prefix
 
 REPO = Path(rwkv_es.__file__).parent.parent
-CONSTANTS = 'VERSION = "1"\nSTOP = ("\\n",)\nMAX_NEW = 8\nTEMPLATE = "chat"\n'
+CONSTANTS = 'VERSION = "1"\nSTOP = ("\\n",)\nMAX_NEW_TOKENS = 8\nTEMPLATE = "chat"\n'
 FUNCTIONS = """
 from rwkv_es.task import Problem
 def problems(split, data=""):
@@ -51,7 +52,7 @@ def write(folder: Path, **files: str) -> Path:
 )
 def test_a_template_gives_the_published_prompt_and_the_start_that_is_scored(template, prompt, start):
     assert render(template, "1+1?") == prompt
-    assert opening(template) == start
+    assert response_prefix(template) == start
 
 
 def test_every_template_is_covered_above():
@@ -84,7 +85,7 @@ def test_blank_lines_in_a_question_are_closed_up_except_in_raw():
     assert render("raw", "\n a\n\n\nb ") == "\n a\n\n\nb "
 
 
-@pytest.mark.parametrize("function", [opening, lambda name: render(name, "x")])
+@pytest.mark.parametrize("function", [response_prefix, lambda name: render(name, "x")])
 def test_an_unknown_template_is_refused_with_the_choices(function):
     with pytest.raises(ConfigError, match=r"'chatt'.*chat, think, short_think, system, assistant_think, flower, raw"):
         function("chatt")
@@ -99,7 +100,7 @@ def test_built_in_tasks_are_listed_with_what_they_are():
 
 def test_a_built_in_task_is_loaded_with_its_constants():
     task = load_task("copy")
-    assert (task.name, task.version, task.stop, task.max_new, task.template) == ("copy", "1", ("\n",), 12, "raw")
+    assert (task.name, task.version, task.stop, task.max_new_tokens, task.template) == ("copy", "1", ("\n",), 12, "raw")
     assert task.reward(Problem("1 2:", "1 2"), "1 2") == 1.0
 
 
@@ -124,11 +125,11 @@ def test_what_follows_a_colon_is_the_tasks_argument(tmp_path):
         WHOLE
         + "def problems(split, data='', argument='none'):\n    return [Problem(f'{split} {data} {argument}', 'x')]\n"
     )
-    folder = write(tmp_path / "mine", task=text + "ENDS = ('.',)\nTIMEOUT_S = 2\n")
+    folder = write(tmp_path / "mine", task=text + "STOP_INCLUDED = ('.',)\nTIMEOUT_S = 2\n")
     for path, argument in ((folder, "none"), (f"{folder}:5", "5"), (f"{folder}/task.py:a,b", "a,b")):
         assert load_task(str(path), "d").problems("test") == [Problem(f"test d {argument}", "x")]
     task = load_task(f"{folder}:5")
-    assert (task.name, task.ends, task.timeout_s) == ("mine:5", (".",), 2.0)
+    assert (task.name, task.stop_included, task.timeout_s) == ("mine:5", (".",), 2.0)
     with pytest.raises(TaskError, match="copy takes no argument; got '5'"):
         load_task("copy:5")
 
@@ -163,12 +164,12 @@ def test_a_mistyped_name_gets_the_nearest_one():
         (WHOLE + "VERSION = 1", 'VERSION .* like "1"; got 1'),
         (WHOLE + "STOP = 'x'", "STOP .* tuple of strings.*got 'x'"),
         (WHOLE + "STOP = ('',)", "STOP .* none of them empty"),
-        (WHOLE + "MAX_NEW = 0", "MAX_NEW .* from 1 to 1048576; got 0"),
-        (WHOLE + "MAX_NEW = 2**20 + 1", "MAX_NEW .* from 1 to 1048576; got 1048577"),
-        (WHOLE + "MAX_NEW = 2.5", "MAX_NEW .* from 1 to 1048576; got 2.5"),
+        (WHOLE + "MAX_NEW_TOKENS = 0", "MAX_NEW_TOKENS .* from 1 to 1048576; got 0"),
+        (WHOLE + "MAX_NEW_TOKENS = 2**20 + 1", "MAX_NEW_TOKENS .* from 1 to 1048576; got 1048577"),
+        (WHOLE + "MAX_NEW_TOKENS = 2.5", "MAX_NEW_TOKENS .* from 1 to 1048576; got 2.5"),
         (WHOLE + "TEMPLATE = 'chatt'", "TEMPLATE .* one of chat, think.* got 'chatt'"),
         (WHOLE + "TEMPLATE = []", "TEMPLATE .* one of chat, think"),
-        (WHOLE + "ENDS = 'x'", "ENDS .* tuple of strings.*got 'x'"),
+        (WHOLE + "STOP_INCLUDED = 'x'", "STOP_INCLUDED .* tuple of strings.*got 'x'"),
         (WHOLE + "TIMEOUT_S = 0", "TIMEOUT_S .* above 0; got 0"),
         ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("def (", r"cannot be imported: SyntaxError: invalid syntax \(task.py, line 1: def \(\)"),

@@ -12,7 +12,8 @@ from timing import cpu_seconds
 
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.task import datasets
-from rwkv_es.task.task import TEMPLATES, Problem, Task, list_tasks, load_task, opening
+from rwkv_es.task.task import Problem, Task, list_tasks, load_task
+from rwkv_es.task.templates import TEMPLATES, response_prefix
 
 SPECS = {"reasoning_gym": "reasoning_gym:chain_sum"}  # how a task is named where its folder's name is not enough
 NEEDS_DATA = {"gsm8k": "gsm8k"}  # task -> its folder in the shared data
@@ -98,23 +99,25 @@ def score(task: Task, folder: Path, problem: Problem, text: str) -> float | None
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_gold_answer_scores_one_bare_and_after_the_opening_of_the_template(task, split, folder):
-    start = opening(task.template)
+    start = response_prefix(task.template)
     for problem in task.problems(split)[:NUM_CHECKED]:
         assert score(task, folder, problem, problem.answer) == 1.0
         assert score(task, folder, problem, start + CLOSING[start] + problem.answer) == 1.0
         assert not any(stop in problem.answer for stop in task.stop)
-        assert all(problem.answer.count(end) <= 1 and not problem.answer.partition(end)[2] for end in task.ends)
+        assert all(
+            problem.answer.count(end) <= 1 and not problem.answer.partition(end)[2] for end in task.stop_included
+        )
 
 
 def test_every_opening_has_a_closing_here():
-    assert {template.opening for template in TEMPLATES.values()} == set(CLOSING)
+    assert {template.response_prefix for template in TEMPLATES.values()} == set(CLOSING)
 
 
 @pytest.mark.parametrize("text", JUNK, ids=lambda text: ascii(text[:12]))
 def test_junk_scores_zero_at_once_and_touches_nothing(task, text, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problem = task.problems("test")[0]
-    for given in (text, opening(task.template) + text):
+    for given in (text, response_prefix(task.template) + text):
         assert score(task, folder, problem, given) == 0.0
         if task.timeout_s == math.inf:
             assert cpu_seconds(lambda given=given: task.reward(problem, given)) < 0.05

@@ -14,7 +14,7 @@ from models import make_model
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import forward, new_state
-from rwkv_es.model.sampler import Sampling
+from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import Weights
 from rwkv_es.verbs import chat as module
 from rwkv_es.verbs.chat import Conversation, Speaker, find_stop, interruptible, num_held
@@ -43,7 +43,7 @@ class ByteTokenizer:
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
     model = make_model(tmp_path_factory.mktemp("model"), n_layer=2, n_embd=64, n_vocab=264)
-    return Speaker(model, ByteTokenizer(), max_new=12)
+    return Speaker(model, ByteTokenizer(), max_new_tokens=12)
 
 
 def ids_of(*parts):
@@ -91,7 +91,7 @@ FIRST = b"User: hi\n\nAssistant:"
 )
 def test_an_answer_ends_before_the_stop_string_and_so_does_the_state(speaker, answer, shown, has_read, rest):
     conversation = scripted(speaker, ids_of(*answer))
-    pieces = list(conversation.reply_("hi"))
+    pieces = list(conversation.reply("hi"))
     assert "".join(pieces) == shown
     assert_has_read(conversation, ids_of(FIRST, *has_read))
     assert (conversation.unread, conversation.rest) == ([], rest)
@@ -99,18 +99,18 @@ def test_an_answer_ends_before_the_stop_string_and_so_does_the_state(speaker, an
 
 def test_the_next_turn_goes_on_from_there(speaker):
     conversation = scripted(speaker, ids_of(b" ok", b".\n\n", b"User:"))
-    list(conversation.reply_("hi"))
+    list(conversation.reply("hi"))
     conversation._sample = lambda x, position: 0
-    list(conversation.reply_("and"))
+    list(conversation.reply("and"))
     assert_has_read(conversation, ids_of(FIRST, b" ok", b".\n\nUser: and\n\nAssistant:"))
 
 
 def test_a_longest_answer_is_read_whole_by_the_next_turn(speaker):
-    conversation = scripted(speaker._replace(max_new=3), ids_of(b"abcdef"))
-    assert "".join(conversation.reply_("hi")) == "abc"
+    conversation = scripted(speaker._replace(max_new_tokens=3), ids_of(b"abcdef"))
+    assert "".join(conversation.reply("hi")) == "abc"
     assert_has_read(conversation, ids_of(FIRST, b"ab"))
     assert conversation.unread == ids_of(b"c")
-    list(conversation.reply_("and"))
+    list(conversation.reply("and"))
     assert_has_read(conversation, ids_of(FIRST, b"abc\n\nUser: and\n\nAssistant:", b"de"))
 
 
@@ -124,16 +124,16 @@ def test_an_answer_cut_short_leaves_a_state_to_go_on_from(speaker, after, monkey
         asked.append(1)
         return len(asked) > after
 
-    said = "".join(conversation.reply_("hi", is_stopped))
+    said = "".join(conversation.reply("hi", is_stopped))
     assert said == "abcdefgh"[: max(0, after - len(FIRST)) + 1] * (after >= len(FIRST))
     conversation._sample = lambda x, position: 0
-    list(conversation.reply_("and"))
+    list(conversation.reply("and"))
     assert_has_read(conversation, ids_of(FIRST, said.encode(), b"\n\nUser: and\n\nAssistant:"))
 
 
 def test_bytes_that_are_no_text_become_another_character_and_split_ones_come_whole(speaker):
     conversation = scripted(speaker, [1 + 0xFF, *ids_of(b"\xe4\xbd", b"\xa0", b"a", b"\xe4\xbd")])
-    pieces = [piece for piece in conversation.reply_("hi") if piece]
+    pieces = [piece for piece in conversation.reply("hi") if piece]
     assert pieces == ["�", "你", "a", "�"]
 
 
@@ -147,16 +147,16 @@ def test_a_question_outside_the_vocabulary_changes_nothing(speaker, capsys):
     module._answer(conversation, "?!")
     assert "cannot express this" in capsys.readouterr().err
     assert conversation.num_turns == 0
-    assert "".join(conversation.reply_("hi")) == "a"
+    assert "".join(conversation.reply("hi")) == "a"
     assert_has_read(conversation, ids_of(FIRST, b"a"))
 
 
 def test_reset_forgets_everything(speaker):
     conversation = scripted(speaker._replace(has_bos=True), ids_of(b"ab"))
-    list(conversation.reply_("hi"))
-    conversation.reset_()
+    list(conversation.reply("hi"))
+    conversation.reset()
     conversation._sample = lambda x, position: 0
-    list(conversation.reply_("hi"))
+    list(conversation.reply("hi"))
     assert_has_read(conversation, [0, *ids_of(FIRST)])
 
 
@@ -172,21 +172,21 @@ def test_reset_forgets_everything(speaker):
 )
 def test_turns_of_the_templates(speaker, template, system, first, second):
     conversation = scripted(speaker._replace(template=template, system=system), [])
-    opening = "".join(conversation.reply_("a"))
+    opening = "".join(conversation.reply("a"))
     assert opening == {"think": " <think", "flower": "<think"}.get(template, "")
-    list(conversation.reply_("b"))
+    list(conversation.reply("b"))
     assert_has_read(conversation, ids_of(first, second))
 
 
 def test_greedy_answers_over_two_turns_are_the_likeliest_tokens(speaker):
     """Against float64 numpy over the whole conversation read as one text."""
-    conversation = Conversation(speaker._replace(max_new=5))
+    conversation = Conversation(speaker._replace(max_new_tokens=5))
     chosen, sample = [], conversation._sample
     conversation._sample = lambda x, position: chosen.append(sample(x, position)) or chosen[-1]
-    list(conversation.reply_("hi"))
+    list(conversation.reply("hi"))
     text, first = ids_of(FIRST), [token for token in chosen if token]
     assert len(first) == 5, "the answer must have its full length for this to mean anything"
-    list(conversation.reply_("and"))
+    list(conversation.reply("and"))
     whole = [*text, *first, *ids_of(b"\n\nUser: and\n\nAssistant:"), *chosen[5:]]
     scores = reference.logits(speaker.model.params, whole)[:, : ByteTokenizer.n_vocab]
     second = len(whole) - len(chosen[5:])
@@ -248,7 +248,7 @@ def test_the_command_talks_through_pipes_and_survives_any_bytes(capsys):
 
 def test_penalties_count_each_answer_by_itself(speaker):
     """Greedy answers follow the logits less presence + occurrence * frequency of this answer's own tokens."""
-    speaker = speaker._replace(sampling=Sampling(presence_penalty=0.5, frequency_penalty=0.3, penalty_decay=0.9))
+    speaker = speaker._replace(sampling=SamplingParams(presence_penalty=0.5, frequency_penalty=0.3, penalty_decay=0.9))
     conversation, chosen = Conversation(speaker), []
     choose = conversation._sample
     conversation._sample = lambda x, position: chosen.append((logits(x), choose(x, position))) or chosen[-1][1]
@@ -257,7 +257,7 @@ def test_penalties_count_each_answer_by_itself(speaker):
         return (x.double() @ speaker.model.params["head.weight"].double().T)[0, : ByteTokenizer.n_vocab]
 
     for question in ("hi", "more"):
-        list(conversation.reply_(question))
+        list(conversation.reply(question))
         counts = {}
         for scores, token in chosen:
             for other, count in counts.items():

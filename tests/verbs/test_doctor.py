@@ -21,7 +21,7 @@ STILL = Spread(1e-3, 0.3, 0.0, 0.0, 0.0)
 TASK = """
 from rwkv_es.task import Problem
 
-VERSION, STOP, MAX_NEW, TEMPLATE = "1", (), 8, "raw"
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 8, "raw"
 
 
 def problems(split, data=""):
@@ -39,7 +39,7 @@ def written(tmp_path, wrong):
 
 
 def test_the_embedded_model_and_task_are_found_fit(capsys):
-    options = ["--threads", "1", "--eval-size", "10", "--prompts", "4", "--max-new", "60"]
+    options = ["--threads", "1", "--eval-size", "10", "--prompts", "4", "--max-new-tokens", "60"]
     assert main(["doctor", "tiny", *options, "--sigma", "0.003"]) == 0
     *screen, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
@@ -54,7 +54,7 @@ def test_the_embedded_model_and_task_are_found_fit(capsys):
 
 
 def test_noise_that_changes_nothing_leaves_the_base_rewards_and_no_signal(tmp_path):
-    result = doctor.doctor(Config(sigma=1e-9, prompts=4, eval_size=2, threads=1, max_new=40, reward_workers=0))
+    result = doctor.doctor(Config(sigma=1e-9, prompts=4, eval_size=2, threads=1, max_new_tokens=40, reward_workers=0))
     assert [spread["share_changed"] for spread in result["spreads"]] == [0.0] * 3
     assert [spread["reward"] for spread in result["spreads"]] == [result["base"]["reward"]] * 3
     assert result["zero_signal"] == 1.0 and result["suggested"]["prompts"] is None
@@ -140,7 +140,7 @@ def test_a_run_that_has_begun_is_not_looked_at_again(tmp_path, monkeypatch):
 
 
 def test_before_training_it_is_said_that_all_held_out_answers_score_alike(tmp_path, capsys):
-    assert trained(tmp_path, "countdown_mini", max_new=1, eval_every=1) == 0  # one token is never an answer
+    assert trained(tmp_path, "countdown_mini", max_new_tokens=1, eval_every=1) == 0  # one token is never an answer
     first, last = [line for line in capsys.readouterr().out.splitlines() if "held out" in line]
     assert "all score alike: `rwkv-es doctor`" in first and "alike" not in last
     found = {"eval/accuracy": 0.5, "eval/reward": 0.5, "eval/problems": 2, "eval/tokens_per_answer": 1}
@@ -165,12 +165,12 @@ def test_all_processes_end_alike_when_an_answer_is_not_paid(tmp_path, monkeypatc
 
 
 def test_what_does_not_fit_is_said(tmp_path, capsys):
-    config = Config(threads=1, reward_workers=0, max_new=5)
+    config = Config(threads=1, reward_workers=0, max_new_tokens=5)
     session = open_session(config)
     with open_scorers(config) as scorers:
         preflight(config, session._replace(base_path=tmp_path / "rwkv7-ctx12-tiny.pth"), scorers)
     too_long, context = capsys.readouterr().err.splitlines()
-    assert too_long == "rwkv-es: 64 gold answers are longer than an answer may get; raise --max-new"
+    assert too_long == "rwkv-es: 64 gold answers are longer than an answer may get; raise --max-new-tokens"
     assert "may have 13 tokens, but the model was trained on 12" in context
 
 

@@ -20,7 +20,7 @@ from rwkv_es.session import Answers
 from rwkv_es.task import Problem, load_task
 from rwkv_es.verbs import evaluate
 
-FAST = {"threads": 1, "slots": 64, "max_new": 24}
+FAST = {"threads": 1, "slots": 64, "max_new_tokens": 24}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
 
     def answer(session, problems, scorers, advance):
         for place, (problem, text) in enumerate(zip(problems, texts, strict=True)):
-            scorers.take_(place, Answer(problem, text))
+            scorers.submit(place, Answer(problem, text))
         return Answers(problems, texts, Rollout([Completion([], "stop")] * len(texts), 0, 0))
 
     monkeypatch.setattr(evaluate, "answer", answer)

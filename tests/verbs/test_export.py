@@ -195,7 +195,7 @@ def test_what_was_no_target_leaves_with_the_bases_bits_in_any_dtype(tmp_path, st
     exact = {name: (tensor * (1 + 2**-9)).to(stored) for name, tensor in params.items()}  # no numbers of bf16
     torch.save(exact, base)
     target = "blocks.0.att.key.weight"
-    small = {"population": 4, "prompts": 2, "steps": 1, "max_new": 6, "sigma": 0.05, "lr": 0.05, "eval_every": 0}
+    small = {"population": 4, "prompts": 2, "steps": 1, "max_new_tokens": 6, "sigma": 0.05, "lr": 0.05, "eval_every": 0}
     kept = {
         "tokenizer": str(resolve("tiny").with_name("rwkv7-tiny.tokenizer.json")),
         "reward_workers": 0,

@@ -24,7 +24,7 @@ CARDS = ("rtx4090-24", "l40s-48", "h100-80", "h200-141")
 
 
 def planned(**options):
-    return make_plan(Config(max_new=1024, **options))
+    return make_plan(Config(max_new_tokens=1024, **options))
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -61,7 +61,7 @@ def test_what_fits_which_card():
 
 
 def test_thousands_of_7b_generations_on_eight_gpus(capsys):
-    assert main(["plan", "7.2b", "--gpus", "8xh100-80", "--max-new", "1024"]) == 0
+    assert main(["plan", "7.2b", "--gpus", "8xh100-80", "--max-new-tokens", "1024"]) == 0
     text = capsys.readouterr().out
     alike, apart = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) in all", text)[:2])
     assert alike >= apart >= 8192

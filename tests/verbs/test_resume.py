@@ -44,15 +44,15 @@ def test_resume_of_what_is_no_run_is_refused(folder, capsys):
 
 
 def test_a_run_stands_for_its_model_and_its_options(original, capsys):
-    small = ["--eval-size", "3", "--max-new", "4"]
+    small = ["--eval-size", "3", "--max-new-tokens", "4"]
     assert main(["eval", str(original), *small]) == 0
     of_folder = last_json(capsys)
     exported = next(original.glob("*.pth"))
     options = yaml.safe_load((original / "config.yaml").read_text())
     assert main(["eval", str(exported), "--task", options["task"], *small]) == 0
     assert of_folder == last_json(capsys)
-    assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new", "4"]) == 0
-    assert main(["doctor", "--config", str(original / "config.yaml"), "--max-new", "4", "--eval-size", "2"]) == 0
+    assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new-tokens", "4"]) == 0
+    assert main(["doctor", "--config", str(original / "config.yaml"), "--max-new-tokens", "4", "--eval-size", "2"]) == 0
     assert main(["eval", "--config", str(original), "--model", "tiny", *small]) == 0
 
 
@@ -60,7 +60,7 @@ def test_without_an_export_the_best_snapshot_is_the_model(original, capsys):
     exported = next(original.glob("*.pth"))
     hidden = exported.rename(exported.with_suffix(".hidden"))
     try:
-        assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new", "4"]) == 0
+        assert main(["generate", "3 7 10=24:", "--model", str(original), "--max-new-tokens", "4"]) == 0
         assert capsys.readouterr().out.strip()
     finally:
         hidden.rename(exported)

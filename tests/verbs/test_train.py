@@ -33,7 +33,7 @@ def test_a_run_that_gets_no_better_stops_early_and_goes_on_when_asked(undisturbe
     options = {
         "eval_every": 1,
         "eval_size": 4,
-        "max_new": 2,
+        "max_new_tokens": 2,
         "steps": 6,
         "snapshot_every": 100,
     }  # too short to be right
@@ -159,7 +159,7 @@ def test_other_options_train_and_resume_too(tmp_path, options):
 
 
 def test_equal_rewards_move_nothing(tmp_path):
-    folder = run(tmp_path / "run", max_new=1)  # one token is never an answer
+    folder = run(tmp_path / "run", max_new_tokens=1)  # one token is never an answer
     assert len(set(checksums(folder))) == 1
     assert all(not any(step["fitness"]) for step in steps_of(folder))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -167,7 +167,7 @@ def test_equal_rewards_move_nothing(tmp_path):
 
 
 def test_weights_that_answer_no_better_than_the_base_are_not_the_best(tmp_path, capsys):
-    folder = run(tmp_path / "run", max_new=1, steps=2)
+    folder = run(tmp_path / "run", max_new_tokens=1, steps=2)
     assert best_weights(folder) == Best(0, 0.0)
     exported, _ = load(export(Config(run=str(folder))))
     base, _ = load("rwkv_es/tiny/rwkv7-tiny.pth")
@@ -181,10 +181,10 @@ class Hearer:
     def __init__(self):
         self.taken, self.counts = {}, []
 
-    def take_(self, place, answer, group):
+    def submit(self, place, answer, group):
         self.taken[place] = answer
 
-    def tend_(self):
+    def poll(self):
         self.counts.append(len(self.taken))
 
 
