@@ -213,7 +213,7 @@ def test_tasks_are_listed(capsys):
     assert main(["tasks"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        "copy            Copy: repeat four digits. The smallest task, for first runs and for tests; needs no data."
+        "copy             Copy: repeat four digits. The smallest task, for first runs and for tests; needs no data."
         in lines
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from rwkv_es.config.options import Config
 from rwkv_es.engine.engines import examined
 from rwkv_es.errors import ConfigError
+from rwkv_es.measure import tables
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count
@@ -44,7 +45,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     judgements, result = judged(config)
     if config.out:
         _write_samples(config.out, judgements)
-    print("\n".join(table(config, judgements, result)))
+    show(config, judgements, result)
     print(json.dumps(result))
     return result
 
@@ -98,17 +99,17 @@ def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, m
     return Judged(problems, answers.texts, as_numbers(scores.rewards)), counted
 
 
-def table(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that a person reads."""
+def show(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]) -> None:
+    """Print what a person reads."""
     columns = [result["base"], result, result["difference"]] if config.base else [result]
-    titles = ("base", "tuned", "difference") if config.base else (str(judgements[0].path.stem),)
-    yield f"{config.task}, {config.split}: {result['problems']} problems; 95 % confidence intervals"
-    yield " " * 30 + "".join(f"{title[:26]:<27}" for title in titles)
-    for name in judgements[-1].values():
-        cells = (_cell(column[name], *column[f"{name} 95%"]) for column in columns)
-        yield f"{name:<30}" + "".join(f"{cell:<27}" for cell in cells)
+    header = ("", "base", "tuned", "difference") if config.base else ("", str(judgements[0].path.stem))
+    rows = [
+        (name, *(_cell(column[name], *column[f"{name} 95%"]) for column in columns)) for name in judgements[-1].values()
+    ]
+    title = f"{config.task}, {config.split}: {result['problems']} problems; 95 % confidence intervals"
+    tables.show(header, rows, title)
     if config.base:
-        yield (
+        print(
             f"McNemar's exact test: p = {result['mcnemar_p']:.2g} ({result['right_only_tuned']} problems right only "
             f"with the tuned model, {result['right_only_base']} only with the base)"
         )

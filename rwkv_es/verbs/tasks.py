@@ -4,6 +4,7 @@ from typing import Any
 
 from rwkv_es.config.options import Config
 from rwkv_es.errors import TaskError
+from rwkv_es.measure import tables
 from rwkv_es.reward.adapters import Answer, load_scorer
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of
@@ -12,8 +13,7 @@ from rwkv_es.task.task import Task, list_tasks
 
 def print_tasks() -> None:
     """Print a line for each built-in task."""
-    for name, text in list_tasks().items():
-        print(f"{name:<16}{text}")
+    tables.show(("", ""), list(list_tasks().items()))
 
 
 def show_task(config: Config) -> None:

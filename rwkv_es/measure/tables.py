@@ -1,0 +1,31 @@
+"""Tables for people: drawn on a terminal, plain columns in pipes and logs."""
+
+import sys
+from collections.abc import Sequence
+
+
+def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print a table of texts on stdout. Plain columns are two blanks apart; lines end where their text does."""
+    if sys.stdout.isatty():
+        _draw(header, rows, title)
+        return
+    lines = [header, *rows] if any(header) else list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    print("\n".join([title, *texts] if title else texts))
+
+
+def _draw(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(header), pad_edge=False)
+    for name in header:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # what looks like markup is text
+    if title:
+        print(title)
+    Console(file=sys.stdout, highlight=False).print(table)

@@ -1,0 +1,32 @@
+"""Tables: plain columns where a program may read them, drawn ones on a terminal."""
+
+from rwkv_es.measure.tables import show
+
+ROWS = [("accuracy", "0.5"), ("reward [bold]", "0.25 ✿")]
+
+
+def test_in_a_pipe_columns_are_plain(capsys):
+    show(("", "base"), ROWS, "a title")
+    assert capsys.readouterr().out == "a title\n               base\naccuracy       0.5\nreward [bold]  0.25 ✿\n"
+    show(("", ""), ROWS)
+    assert capsys.readouterr().out == "accuracy       0.5\nreward [bold]  0.25 ✿\n", "no header, no title"
+
+
+def test_on_a_terminal_all_cells_are_shown_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    show(("", "base"), ROWS, "a title")
+    out = capsys.readouterr().out
+    for text in ("a title", "base", "accuracy", "0.5", "reward [bold]", "0.25 ✿"):
+        assert text in out
+    assert "─" in out or "━" in out, "a rule under the header"
+
+
+def test_a_long_cell_is_folded_and_not_cut(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    words = [f"word{i}" for i in range(30)]
+    show(("", ""), [("name", " ".join(words))])
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
