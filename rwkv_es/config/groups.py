@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES, option
+from rwkv_es.config.option import MOST_ANSWERS, MOST_NEW, MOST_SAMPLES, MOST_SLOTS, option
 
 DEFAULT_TARGETS = {"matrices": 1.0}
 DEFAULT_PENALTY_DECAY = 0.996  # of the rwkv package
@@ -81,8 +81,12 @@ class TaskOptions:
 class ESOptions:
     """Evolution strategy."""
 
-    population: int = option(256, "members per step (even: they come in mirrored pairs)", above=0)
-    prompts: int = option(8, "problems that every member answers in a step", "train doctor", above=0)
+    population: int = option(
+        256, "members per step (even: they come in mirrored pairs)", at_least=1, at_most=MOST_ANSWERS
+    )
+    prompts: int = option(
+        8, "problems that every member answers in a step", "train doctor", at_least=1, at_most=MOST_ANSWERS
+    )
     samples: int = option(
         1,
         "completions per member and problem; eval: sampled answers besides the greedy one",
@@ -199,7 +203,12 @@ class EngineOptions:
     """Speed and memory."""
 
     slots: int = option(
-        0, "generations in flight (0: 256 on a CPU, as many as fit on a GPU)", _SCORE, at_least=0, on_resume="free"
+        0,
+        "generations in flight (0: 256 on a CPU, as many as fit on a GPU)",
+        _SCORE,
+        at_least=0,
+        at_most=MOST_SLOTS,
+        on_resume="free",
     )
     engine: str = option(
         "auto",

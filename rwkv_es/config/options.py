@@ -17,7 +17,7 @@ from rwkv_es.config.groups import (
     RunOptions,
     TaskOptions,
 )
-from rwkv_es.config.option import check, convert, nearest
+from rwkv_es.config.option import MOST_ANSWERS, check, convert, nearest
 from rwkv_es.errors import ConfigError
 
 PROVENANCE = "made_with"  # the key of a run folder's config.yaml that is no option: versions and the base checkpoint
@@ -77,6 +77,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"population must be even (members come in mirrored pairs); got {config.population}, "
             f"try {config.population + 1}"
+        )
+    if (answers := config.population * config.prompts * config.samples) > MOST_ANSWERS:
+        raise ConfigError(
+            f"population {config.population} x prompts {config.prompts} x samples {config.samples} are {answers:,} "
+            f"answers a step; at most {MOST_ANSWERS:,} can be asked for"
         )
     if config.objective != "mean" and config.samples == 1:
         raise ConfigError(f"objective {config.objective} compares samples, and there is one; try samples 4")

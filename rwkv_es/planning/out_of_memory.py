@@ -2,26 +2,42 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
-from rwkv_es.planning.plan import alternatives, make_plan
+from rwkv_es.planning.plan import Plan, alternatives, make_plan
 from rwkv_es.planning.text import size
+
+_HOPELESS = 4  # times the memory that is free: no prediction is so wrong
+_BYTES_PER_ANSWER = 1000  # that a step asks for: what the host keeps of it
 
 
 @contextmanager
 def explaining_out_of_memory(config: Config) -> Iterator[None]:
-    """Turn running out of memory into one sentence with the numbers and what to change.
+    """Turn running out of memory into one sentence with the numbers and what to change; at once where it is hopeless.
 
     Raises:
         ConfigError: that sentence.
     """
+    made = _planned(config)
+    if made.memory.peak + _asked_bytes(made) > _HOPELESS * made.device.memory > 0:
+        raise ConfigError(_sentence(made))
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise ConfigError(_sentence(config)) from None
+        raise ConfigError(_sentence(_planned(config))) from None
+
+
+def _planned(config: Config) -> Plan:
+    """Return the plan of a run here, whatever its task: no length of an answer counts for the memory."""
+    return make_plan(replace(config, max_new_tokens=config.max_new_tokens or 1), is_here=True)
+
+
+def _asked_bytes(made: Plan) -> int:
+    return _BYTES_PER_ANSWER * made.asked.answers // made.load.processes
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -32,11 +48,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _sentence(config: Config) -> str:
-    made = make_plan(config, is_here=True)
+def _sentence(made: Plan) -> str:
     advice = f"try --slots {made.most}" if 0 < made.most < made.load.slots else "leave more memory free"
-    others = list(alternatives(made))[:2]
+    others, taken = list(alternatives(made))[:2], size(made.memory.peak + _asked_bytes(made))
     return (
-        f"out of memory: {made.load.slots:,} generations in flight of {made.header.name} take about "
-        f"{size(made.memory.peak)} and {size(made.device.memory)} are there; {' or '.join([advice, *others])}"
+        f"out of memory: {made.load.slots:,} generations in flight of {made.header.name} take about {taken} and "
+        f"{size(made.device.memory)} are there; {' or '.join([advice, *others])}"
     )

@@ -47,7 +47,7 @@ def test_strings_and_parsed_values_become_the_fields_type(name, text, value):
     ("values", "words"),
     [
         ({"population": 7}, "population must be even (members come in mirrored pairs); got 7, try 8"),
-        ({"population": 0}, "population must be above 0; got 0"),
+        ({"population": 0}, "population must be at least 1; got 0"),
         ({"steps": -1}, "steps must not be negative; got -1"),
         ({"sigma": 0}, "sigma must be above 0; got 0.0"),
         ({"sigma": "nan"}, "sigma must be above 0; got nan"),
@@ -168,7 +168,7 @@ def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
     [
         ("threads", 5000, 4096),
         ("reward_workers", 5000, 4096),
-        ("slots", 10**20, 2**62),
+        ("keep", 10**20, 2**62),
         ("samples", 4097, 4096),
         ("max_new_tokens", 2**20 + 1, 2**20),
     ],
@@ -176,3 +176,19 @@ def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():
 def test_numbers_that_nothing_can_count_are_refused(name, value, most):
     with pytest.raises(ConfigError, match=f"{name} must be at most {most}; got {value}"):
         build({name: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"population": 10**12},
+        {"prompts": 10**12},
+        {"samples": 10**12},
+        {"slots": 10**12},
+        {"population": 1 << 16, "prompts": 1 << 12, "samples": 4, "temperature": 1},
+    ],
+    ids=str,
+)
+def test_counts_that_no_step_can_have_are_refused(values):
+    with pytest.raises(ConfigError, match="at most"):
+        build(values)

@@ -1,5 +1,6 @@
 """What a run takes, before anything is loaded: against figures written by hand, and by taking the plan's advice."""
 
+import math
 import re
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def grab(what):
 
 
 @pytest.mark.parametrize("what", ["torch", "python", "cuda"])
-def test_running_out_of_memory_is_one_sentence_with_numbers_and_a_way_out(what):
+def test_running_out_of_memory_is_one_sentence_with_numbers_and_a_way_out(what, monkeypatch):
+    monkeypatch.setattr("rwkv_es.planning.out_of_memory._HOPELESS", math.inf)
     config = Config(population=1 << 16, prompts=64, slots=1 << 22, device="cpu")
     with pytest.raises(ConfigError) as caught, explaining_out_of_memory(config):
         grab(what)
@@ -153,6 +155,20 @@ def test_running_out_of_memory_is_one_sentence_with_numbers_and_a_way_out(what):
     )
     (slots,) = re.findall(r"try --slots (\d+)", str(caught.value))
     assert make_plan(Config(population=1 << 16, prompts=64, slots=int(slots) * 9 // 10, device="cpu")).fits
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank": 10**12}, {"population": 1 << 23, "prompts": 2}, {"population": 1 << 20, "rank": 4096}]
+)
+def test_what_no_machine_can_hold_is_refused_before_anything_is_loaded(options):
+    config = Config(device="cpu", **options)
+    with pytest.raises(ConfigError, match=r"out of memory: .* take about \d+"), explaining_out_of_memory(config):
+        raise AssertionError("it has begun")
+
+
+def test_a_task_that_is_a_python_object_runs_out_of_memory_as_well():
+    with pytest.raises(ConfigError, match="out of memory"), explaining_out_of_memory(Config(task="own")):
+        raise MemoryError
 
 
 def test_other_errors_pass():
