@@ -88,11 +88,7 @@ class ESOptions:
         8, "problems that every member answers in a step", "train doctor", at_least=1, at_most=MOST_ANSWERS
     )
     samples: int = option(
-        1,
-        "completions per member and problem; eval: sampled answers besides the greedy one",
-        _ASK,
-        at_least=1,
-        at_most=MOST_SAMPLES,
+        1, "completions per member and problem (eval: besides the greedy one)", _ASK, at_least=1, at_most=MOST_SAMPLES
     )
     steps: int = option(100, "training steps", at_least=0, on_resume="free")
     sigma: float = option(1e-3, "noise scale", "train doctor", above=0)
