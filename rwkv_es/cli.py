@@ -11,7 +11,17 @@ from typing import Any
 from rwkv_es import __version__
 from rwkv_es.config.combinations import idle_options
 from rwkv_es.config.file import is_run_folder, load_file, run_folder
-from rwkv_es.config.flags import MAIN_OPTION, SHOW_OPTIONS, VERBS, Parser, argument, parse, verb_parser
+from rwkv_es.config.flags import (
+    FOLDER_VERBS,
+    MAIN_OPTION,
+    SHOW_OPTIONS,
+    VERBS,
+    Parser,
+    argument,
+    folder_parser,
+    parse,
+    verb_parser,
+)
 from rwkv_es.config.option import at_home, nearest
 from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
 from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
@@ -82,6 +92,10 @@ def _dispatch(argv: Sequence[str]) -> Config | None:
         print(f"rwkv-es {__version__}")
     elif verb == "tasks":
         _tasks(rest)
+    elif verb in FOLDER_VERBS:
+        from rwkv_es.verbs.folders import about_folders
+
+        about_folders(verb, parse(folder_parser(verb), rest))
     elif verb in OPTIONS:
         return _run(verb, rest)
     else:
@@ -203,7 +217,7 @@ def _use_threads(config: Config) -> None:
 
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
-    from rwkv_es.measure.report import write_report
+    from rwkv_es.measure.page import write_report
     from rwkv_es.verbs.export import export
     from rwkv_es.verbs.train import train
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import rwkv_es
-from rwkv_es.measure.report import curve, series, write_report
+from rwkv_es.measure.curve import curve, series
+from rwkv_es.measure.page import write_report
 from rwkv_es.run.ledger import read_metrics
 
 TINY = Path(rwkv_es.__file__).parent / "tiny"
@@ -93,7 +94,7 @@ def draw(run: Path) -> None:
     """Draw the curves in the terminal and write the report."""
     metrics = read_metrics(run)
     for title, name in (("mean reward of the members", "reward_mean"), ("held-out accuracy", "eval/accuracy")):
-        print(f"\n{title}, step by step\n{curve(series(metrics, name).values)}")
+        print(f"\n{title}, step by step\n{curve(series(metrics, name))}")
     print(f"\nreport: {write_report(run)}")
 
 

@@ -25,9 +25,9 @@ def ran(monkeypatch):
         seen[name] = config
         return Path("the-run")
 
-    verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "report": ["write_report"]}
+    verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "page": ["write_report"]}
     for module, names in verbs.items():
-        wing = "measure" if module == "report" else "verbs"
+        wing = "measure" if module == "page" else "verbs"
         stub = types.ModuleType(f"rwkv_es.{wing}.{module}")
         for name in names:
             setattr(stub, name, partial(note, name))

@@ -25,6 +25,10 @@ VERBS = {
     "export": "write a run's weights as an official-layout checkpoint",
     "replay": "rebuild a run's weights from its base and ledger, and verify them",
     "fork": "start a new run from a step of another one",
+    "watch": "show a run in the terminal while it trains",
+    "report": "write a page about one run or several, at any time",
+    "runs": "list the runs of a folder with their sizes and best scores",
+    "clean": "remove snapshots, or whole runs, and nothing that a run has not made",
     "tasks": "list the built-in tasks, or show the prompt and reward of one",
 }
 _METAVARS = {int: "INT", float: "NUMBER", bool: "BOOL", dict: "NAME=X,..."}
@@ -43,6 +47,9 @@ MAIN_OPTION = {  # needs no flag
     **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
     "generate": "prompt",
 }
+
+
+FOLDER_VERBS = ("watch", "report", "runs", "clean")  # about run folders alone: they know no other options
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,6 +120,24 @@ def verb_parser(verb: str) -> Parser:
         section = parser.add_argument_group((group.__doc__ or "").rstrip(".")) if shown else parser
         for f in shown:
             section.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **argument(f))
+    return parser
+
+
+def folder_parser(verb: str) -> Parser:
+    """Return the parser of a command about run folders."""
+    parser = Parser(
+        prog=f"rwkv-es {verb}", description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".", allow_abbrev=False
+    )
+    if verb == "runs":
+        parser.add_argument("folder", nargs="?", default="runs", help="where to look (default: runs)")
+        return parser
+    parser.add_argument("run", nargs=None if verb == "watch" else "+", metavar="RUN", help="folder of a run")
+    if verb == "report":
+        text = "the page (default: report.html in the run's folder; for several runs in this one)"
+        parser.add_argument("--out", metavar="FILE", help=text)
+    if verb == "clean":
+        parser.add_argument("--all", action="store_true", help="the whole run, not only snapshots besides the best")
+        parser.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 

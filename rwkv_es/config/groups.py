@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rwkv_es.config.option import MOST_ANSWERS, MOST_NEW, MOST_SAMPLES, MOST_SLOTS, option
+from rwkv_es.config.option import MOST_ANSWERS, MOST_NEW, MOST_SAMPLES, MOST_SLOTS, TRACKERS, option
 
 DEFAULT_TARGETS = {"matrices": 1.0}
 DEFAULT_PENALTY_DECAY = 0.996  # of the rwkv package
@@ -258,7 +258,7 @@ class RunOptions:
     tracker: str = option(
         "auto",
         "where scalars go besides metrics.jsonl; auto: TensorBoard if it is installed",
-        choices=("auto", "none", "tensorboard", "wandb", "trackio"),
+        choices=("auto", "none", *TRACKERS),
         on_resume="free",
     )
     checksum_every: int = option(10, "compare the weights of all processes every k steps", above=0, on_resume="free")

@@ -15,6 +15,7 @@ from rwkv_es.system.texts import all_expanded, expanded, shown
 LARGEST = 2**62  # whole number: larger ones do not fit in what counts them
 MOST_NEW, MOST_SAMPLES = 1 << 20, 1 << 12  # tokens of a completion, samples: so many have noise of their own
 MOST_ANSWERS, MOST_SLOTS = 1 << 24, 1 << 22  # of a step, in flight: more have never been asked for
+TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab")
 ON_RESUME = ("free", "fork", "same")
 
 

@@ -177,6 +177,10 @@ class ES:
         """Return 16 hex digits that change with any bit of the weights."""
         return checksum(*self.updater.exact())
 
+    def distance(self) -> float:
+        """Return the root mean square of W - W0 over the targets; of a base that is not known, as if it were 0."""
+        return self.updater.distance()
+
     def _move(self, fitness: Tensor, sigma: float, lr: float) -> float:
         """Apply one update. Returns its size in units of sigma; without any signal there is none."""
         rms_per_sigma: Mapping[str, float] = {}

@@ -113,6 +113,16 @@ class Updater:
             return self.params, None
         return Exact(self.params, self.master), torch.float32
 
+    def distance(self) -> float:
+        """Return how far an entry of the targets is from the base: the root mean square of W - W0."""
+        squares = 0.0
+        for name in self.names:
+            shape = tuple(self.params[name].shape)
+            for rows in row_blocks(shape, _ENTRIES_PER_SLAB) if len(shape) == 2 else [WHOLE]:
+                flat = self._drift(name, rows).flatten()
+                squares += torch.dot(flat, flat).item()
+        return math.sqrt(squares / sum(self.params[name].numel() for name in self.names))
+
     def state(self) -> dict[str, Any]:
         """Return what the optimisers remember, for a snapshot."""
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items() if optimizer.state}

@@ -1,23 +1,37 @@
 """What a person sees of a run: one line a step, one a held-out evaluation, and a few answers."""
 
+import math
 from typing import Any
 
 from rwkv_es.reward.sheet import Scores
+from rwkv_es.run.ledger import HELD_OUT
 from rwkv_es.session import Answers
 
-NUM_READABLE = 3
+_NUM_HELD_OUT = 16  # held-out answers of an evaluation that are kept to read
 _BAR_WIDTH = 16
 _SHOWN = 80  # characters of either end of a text
 
 
 def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
-    """Pick a few answers for people: the first, middle and last of the step."""
-    last = len(answers.texts) - 1
-    places = sorted({last * i // (NUM_READABLE - 1) for i in range(NUM_READABLE)})
-    return [
-        {"prompt": answers.problems[i].prompt, "completion": answers.texts[i], "reward": scores.rewards[i]}
-        for i in places
-    ]
+    """Pick a few answers of a step for people: the best, the worst, and one of those between."""
+    order = sorted(range(len(answers.texts)), key=lambda place: _rank(scores.rewards[place]), reverse=True)
+    kinds = {"best": order[0], "worst": order[-1], "middle": order[len(order) // 2]} if order else {}
+    places = {place: kind for kind, place in reversed(kinds.items())}  # of few answers each once, the best first
+    return [_sample(answers, scores, place, kind) for place, kind in reversed(places.items())]
+
+
+def held_out_samples(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+    """Pick the first held-out answers for people: of the same problems in every evaluation."""
+    return [_sample(answers, scores, place, HELD_OUT) for place in range(min(_NUM_HELD_OUT, len(answers.texts)))]
+
+
+def _sample(answers: Answers, scores: Scores, place: int, kind: str) -> dict[str, Any]:
+    text, problem = answers.texts[place], answers.problems[place]
+    return {"kind": kind, "prompt": problem.prompt, "completion": text, "reward": scores.rewards[place]}
+
+
+def _rank(reward: float | None) -> float:
+    return -math.inf if reward is None else reward
 
 
 def examples(answers: Answers, scores: Scores) -> list[str]:

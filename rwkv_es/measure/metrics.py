@@ -1,11 +1,14 @@
 """Numbers of a run: timings, counts, summaries, and what the processes exchange about a step."""
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
+import torch
 from torch import Tensor
 
 from rwkv_es.es.fitness import has_signal
@@ -116,8 +119,21 @@ def step_metrics(report: StepReport, update: Update, timer: Timer, steps_without
         **report.logs,
         **timer.laps,
         **report.waits,
+        "tokens_per_s": report.counted.read / timer.laps["generate_s"],
+        "sigma": update.sigma,
+        "lr": update.lr,
         "step_rms_per_sigma": update.step_rms_per_sigma,
+        **peak_memory(),
     }
+
+
+def peak_memory() -> dict[str, int]:
+    """Say how much memory this process has held at most: the host's, and the GPU's if there is one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peaks
 
 
 def lengths(counted: StepCounts) -> dict[str, float]:

@@ -4,16 +4,21 @@ Whatever a tracker raises is one sentence: at the start it ends the run, later i
 """
 
 import importlib.util
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
+from rwkv_es.measure.glossary import grouped
 
 MAX_REASON_CHARS = 300
+_NAME_OF_A_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "clearml": "task_name"}
+_NAME_OF_A_RUN["swanlab"] = "experiment_name"
+_COLUMNS = ("kind", "prompt", "completion", "reward")
 
 
 class Tracker:
@@ -24,7 +29,16 @@ class Tracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Show it a step's scalars; if it fails, say so and leave it alone from now on."""
-        self._call("log", dict(metrics), step=step)
+        self._call("log", grouped(metrics), step=step)
+
+    def log_samples(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Show it answers to read, if it takes any: as a table, or as text."""
+        if hasattr(self._tracker, "log_table"):
+            data = [[sample.get(name) for name in _COLUMNS] for sample in samples]
+            self._call("log_table", "samples", columns=list(_COLUMNS), data=data, step=step)
+        elif self.name == "tensorboard":
+            text = "\n\n".join(f"    {json.dumps(dict(sample), ensure_ascii=False)}" for sample in samples)
+            self._call("log", {"samples": text}, step=step)
 
     def close(self) -> None:
         """Let it write what it still holds."""
@@ -85,7 +99,8 @@ def _started(name: str, folder: Path, num_steps: int) -> Any:
     if name == "tensorboard":
         tracker = LOGGER_TYPE_TO_CLASS[name]("tensorboard", folder, purge_step=num_steps + 1)
     else:
-        tracker = LOGGER_TYPE_TO_CLASS[name]("rwkv-es", name=folder.name)
+        named = {_NAME_OF_A_RUN[name]: folder.name} if name in _NAME_OF_A_RUN else {}
+        tracker = LOGGER_TYPE_TO_CLASS[name]("rwkv-es", **named)
     tracker.start()
     return tracker
 

@@ -5,6 +5,7 @@ import math
 from rwkv_es.config.options import Config
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, walk, wire_bytes
+from rwkv_es.system.texts import size
 
 WALK_PROPOSED, WALK_PUBLISHED = 1e-3, 2e-3  # of a weight, over a run; published: EGGROLL's runs
 _PARTS = {
@@ -24,16 +25,6 @@ _PARTS = {
 def plan_lines(made: Plan) -> list[str]:
     """Return a plan as text: what it takes, then what to change."""
     return [*_head(made), *_memory(made), *_flight(made), *_disk(made), *_time(made), *_walk(made.config)]
-
-
-def size(num_bytes: float) -> str:
-    """Write a number of bytes: 950 B, 12.3 kB, 4.56 MB, 14.4 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 999.5 or unit == "TB":
-            break
-        num_bytes /= 1000
-    digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
-    return f"{num_bytes:.{digits}f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 config.yaml            resolved options; under `made_with`: versions and the base checkpoint's sha256
 ledger.jsonl           one sealed line a step, flushed to the disk: what the weights are a function of
-metrics.jsonl          scalars; `step` counts the steps taken
+metrics.jsonl          scalars; `step` counts the steps taken, `time` is the clock's, `elapsed_s` leaves pauses out
 samples.jsonl          readable prompts, answers, rewards
 snapshots              see snapshots.py
 """
@@ -10,6 +10,7 @@ snapshots              see snapshots.py
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from rwkv_es.run.snapshots import (
 from rwkv_es.system import files
 from rwkv_es.system.lock import Lock
 
+HELD_OUT = "held out"  # samples of this kind come with the metrics of an evaluation, and are written before them
 _OUTPUTS = ("config.yaml", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "snapshots", "tensorboard")
 
 
@@ -50,6 +52,7 @@ class Ledger:
         self.num_in_a_row_without_signal = 0  # of the last steps
         self.changed: list[str] = []  # contents that are no longer what the run began with
         self._seal = ""
+        self._began = time.monotonic()  # as if nothing had come between the processes of the run
 
     @classmethod
     def open(
@@ -98,8 +101,9 @@ class Ledger:
         self._note(step, row["seal"])
 
     def write_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write a line of scalars."""
-        files.append(self.folder / "metrics.jsonl", [{"step": step, **metrics}])
+        """Write a line of scalars, with the time and the seconds that the run has been worked on."""
+        when = {"time": round(time.time(), 3), "elapsed_s": round(time.monotonic() - self._began, 3)}
+        files.append(self.folder / "metrics.jsonl", [{"step": step, **when, **metrics}])
 
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write readable answers."""
@@ -197,8 +201,14 @@ class Ledger:
     def _drop_untaken(self) -> None:
         """Remove what is there of steps that will be taken again, or was left half done."""
         drop_snapshots(self.folder, self.next_step)
-        for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
-            files.keep_lines_(path, self._is_kept)
+        files.keep_lines_(self.folder / "metrics.jsonl", self._is_kept)
+        rows = read_metrics(self.folder)
+        evaluated = {row.get("step") for row in rows if "eval/reward" in row}
+        files.keep_lines_(
+            self.folder / "samples.jsonl",
+            lambda row: self._is_kept(row) and (row.get("kind") != HELD_OUT or row.get("step") in evaluated),
+        )
+        self._began -= max((row.get("elapsed_s", 0.0) for row in rows), default=0.0)
 
     def _is_kept(self, row: Mapping[str, Any]) -> bool:
         """Say whether a line belongs to a step that is taken; an evaluation of changed problems is made again."""

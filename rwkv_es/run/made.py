@@ -40,6 +40,11 @@ def making(folder: Path, paths: Sequence[Path]) -> Iterator[None]:
         _note(folder, {**others, **{path.name: _print(path) for path in paths if path.exists()}})
 
 
+def is_unchanged(folder: Path, path: Path) -> bool:
+    """Say whether a run has made a file of its folder, and nobody has changed it since."""
+    return (folder / _FILE).exists() and _noted(folder).get(path.name) == _print(path)
+
+
 def _noted(folder: Path) -> dict[str, str]:
     """Return the hashes of what the run has written; of an earlier release's run, which kept no note, of all files."""
     if not (folder / _FILE).exists():

@@ -23,6 +23,7 @@ from rwkv_es.pretrained import checkpoint
 from rwkv_es.system import files
 
 _FILES = ("model.pth", "optimizer.pt")
+SNAPSHOT_FILES = (*_FILES, "meta.json")
 
 
 class Snapshot(NamedTuple):

@@ -187,3 +187,17 @@ def _started(pid: str) -> str:
     except (OSError, ValueError):
         return ""
     return "" if Path("/proc/self/stat").exists() else "running"
+
+
+def holder(folder: Path) -> str:
+    """Name the process that has a folder, "" if none has: of another host, one whose file is of the last minute."""
+    path = folder / FILE
+    found = _read(path)
+    if found is None:
+        return ""
+    if found.get("system") == _system():
+        return _name(found) if _started(str(found.get("pid"))) == found.get("started") != "" else ""
+    try:
+        return _name(found) if time.time() - path.stat().st_mtime < PATIENCE_S else ""
+    except OSError:
+        return ""

@@ -82,3 +82,13 @@ def shown(value: Any) -> str:
         return short.repr(value)
     except (ValueError, RecursionError, UnicodeError):  # an integer of thousands of digits, say
         return f"a {type(value).__name__} that is too long to show"
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes: 950 B, 12.3 kB, 4.56 MB, 14.4 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5 or unit == "TB":
+            break
+        num_bytes /= 1000
+    digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
+    return f"{num_bytes:.{digits}f} {unit}"

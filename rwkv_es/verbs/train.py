@@ -42,7 +42,7 @@ from rwkv_es.session import (
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import Problem, Task
-from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, restore, say_failure, say_where
+from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, note_samples, restore, say_failure, say_where
 
 
 def train(config: Config, task: Task | None = None, scorer: Scorer | None = None) -> Path | None:
@@ -129,7 +129,7 @@ def take_step(run: Run) -> None:
         still = run.ledger.num_without_signal + bool((update.fitness[::2] == update.fitness[1::2]).all())
         metrics = step_metrics(report, update, timer, still)
         note(run, run.es.step, metrics)
-        run.ledger.write_samples(run.es.step, readable(answers, scores))
+        note_samples(run, run.es.step, readable(answers, scores))
         run.ledger.append(recorded(report, update, checked, timer.total_s))
         print(step_line(config.steps, update.step, metrics), flush=True)
         advise_without_signal(config, run.ledger.num_in_a_row_without_signal, report.rewards)

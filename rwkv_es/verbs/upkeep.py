@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES, Step
-from rwkv_es.measure.console import examples, held_out_line
+from rwkv_es.measure.console import examples, held_out_line, held_out_samples
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import StepCounts, count, held_out, ranks_failing
 from rwkv_es.measure.progress import progress
@@ -65,6 +65,14 @@ def note(run: Run, num_steps: int, metrics: dict[str, float]) -> None:
     run.ledger.write_metrics(num_steps, metrics)
     if run.tracker is not None:
         run.tracker.log(metrics, step=num_steps)
+
+
+def note_samples(run: Run, num_steps: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write answers down, and show them to the tracker."""
+    assert run.ledger is not None
+    run.ledger.write_samples(num_steps, samples)
+    if run.tracker is not None:
+        run.tracker.log_samples(samples, num_steps)
 
 
 def as_tensor(rewards: Sequence[float | None]) -> Tensor:
@@ -149,7 +157,8 @@ def hold_out(run: Run) -> float:
     watch_unperturbed(counted, f"the model after {num_steps} steps", run.cluster.is_leader)
     metrics = held_out(rewards[:, 0].tolist(), counted)
     if run.ledger is not None:
-        note(run, num_steps, metrics)
+        note_samples(run, num_steps, held_out_samples(answers, scores))
+        note(run, num_steps, {**metrics, "distance_from_base": run.es.distance()})
         print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)
     return metrics["eval/reward"]
 

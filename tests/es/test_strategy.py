@@ -93,3 +93,13 @@ def test_weight_decay_pulls_towards_the_weights_at_the_start():
     torch.testing.assert_close(pulled.model.params[KEY], free.model.params[KEY])
     pulled.tell(torch.tensor([1e-4, 0.0, 0.0, 0.0, 0.0, 0.0]))  # next to no signal: decay alone
     torch.testing.assert_close(pulled.model.params[KEY] - start, drift * (1 - 0.1 * 0.5), rtol=1e-3, atol=2e-5)
+
+
+def test_the_distance_from_the_base_is_the_root_mean_square_of_what_moved():
+    es = make(targets={"matrices": 1.0, "vectors": 2.0}, base=None, weight_decay=1e-9)
+    names = list(es.noise.targets)
+    before = {name: es.model.params[name].clone() for name in names}
+    assert es.distance() == 0
+    es.tell(torch.tensor([0.0, 1.0, 0.5, 0.25, 3.0, -1.0]))
+    moved = torch.cat([(es.model.params[name] - before[name]).double().flatten() for name in names])
+    assert es.distance() == pytest.approx(moved.square().mean().sqrt().item(), rel=1e-4) and es.distance() > 0

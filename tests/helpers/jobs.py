@@ -17,7 +17,7 @@ TIME_LIMIT_S = 60
 _started = []
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["rwkv_es.verbs.train", "rwkv_es.verbs.export", "rwkv_es.measure.report", "accelerate", "torch._dynamo"]
+    ["rwkv_es.verbs.train", "rwkv_es.verbs.export", "rwkv_es.measure.page", "accelerate", "torch._dynamo"]
 )
 
 

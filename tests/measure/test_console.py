@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rwkv_es.measure.console import examples, held_out_line, readable, step_line
+from rwkv_es.measure.console import examples, held_out_line, held_out_samples, readable, step_line
 from rwkv_es.measure.metrics import StepCounts, held_out
 from rwkv_es.task import Problem
 
@@ -68,10 +68,28 @@ def test_long_texts_keep_both_ends():
     assert shown("?", "a" * 80 + "x" + "b" * 80) == f"  '?' -> '{'a' * 80} ... {'b' * 80}': 0.5"
 
 
-@pytest.mark.parametrize("size, places", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (8, [0, 3, 7]), (9, [0, 4, 8])])
-def test_the_first_a_middle_and_the_last_answer_are_kept_to_read(size, places):
-    answers = SimpleNamespace(
-        problems=[Problem(f"q{i}", "") for i in range(size)], texts=[f"t{i}" for i in range(size)]
-    )
-    kept = readable(answers, SimpleNamespace(rewards=[i / 10 for i in range(size)]))
-    assert kept == [{"prompt": f"q{i}", "completion": f"t{i}", "reward": i / 10} for i in places]
+def answered(rewards):
+    count = range(len(rewards))
+    answers = SimpleNamespace(problems=[Problem(f"q{i}", "") for i in count], texts=[f"t{i}" for i in count])
+    return answers, SimpleNamespace(rewards=rewards)
+
+
+@pytest.mark.parametrize(
+    "rewards, kept",
+    [
+        ([0.5], [("best", 0)]),
+        ([0.0, 1.0], [("best", 1), ("worst", 0)]),
+        ([0.5, 0.0, 1.0], [("best", 2), ("worst", 1), ("middle", 0)]),
+        ([0.5, None, 1.0, 0.25], [("best", 2), ("worst", 1), ("middle", 3)]),
+    ],
+)
+def test_the_best_the_worst_and_a_middle_answer_are_kept_to_read(rewards, kept):
+    found = readable(*answered(rewards))
+    texts = [{"kind": kind, "prompt": f"q{i}", "completion": f"t{i}", "reward": rewards[i]} for kind, i in kept]
+    assert found == texts
+
+
+def test_of_an_evaluation_the_first_answers_are_kept_so_that_they_can_be_compared_with_later_ones():
+    found = held_out_samples(*answered([0.0] * 20))
+    assert [sample["prompt"] for sample in found] == [f"q{i}" for i in range(16)]
+    assert {sample["kind"] for sample in found} == {"held out"}

@@ -66,6 +66,27 @@ def test_a_single_process_has_what_trackers_need_whatever_started_it(stub, tmp_p
     assert stub.calls == ["init", "start", "log 3", "finish"]
 
 
+def test_numbers_come_in_groups_and_answers_as_a_table_where_there_are_tables(stub, tmp_path, monkeypatch):
+    told = []
+    sample = {"kind": "best", "prompt": "2+2?", "completion": "4", "reward": 1.0}
+    monkeypatch.setattr(stub, "log", lambda self, values, step: told.append((values, step)))
+    for name, has_tables in (("wandb", True), ("tensorboard", False), ("mlflow", False)):
+        monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, stub)
+        if has_tables:
+            monkeypatch.setattr(
+                stub, "log_table", lambda self, *where, **what: told.append((where, what)), raising=False
+            )
+        else:
+            monkeypatch.delattr(stub, "log_table", raising=False)
+        with open_tracker(Config(tracker=name), tmp_path, 0) as opened:
+            opened.log({"reward_mean": 1.0, "eval/reward": 0.5}, step=3)
+            opened.log_samples([sample], step=3)
+    numbers = ({"train/reward_mean": 1.0, "eval/reward": 0.5}, 3)
+    table = {"columns": ["kind", "prompt", "completion", "reward"], "data": [["best", "2+2?", "4", 1.0]], "step": 3}
+    text = '    {"kind": "best", "prompt": "2+2?", "completion": "4", "reward": 1.0}'
+    assert told == [numbers, (("samples",), table), numbers, ({"samples": text}, 3), numbers]
+
+
 def test_a_tracker_is_closed_when_training_fails(stub, tmp_path):
     with pytest.raises(ZeroDivisionError), open_tracker(Config(tracker="wandb"), tmp_path, 0):
         raise ZeroDivisionError

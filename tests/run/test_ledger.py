@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -563,4 +564,28 @@ def test_evaluations_of_a_run_of_an_earlier_release_are_read_under_todays_names(
         ledger.write_metrics(0, {"held_out_reward": 0.25})
         ledger.write_metrics(2, {"held_out_reward": 0.5, "reward_mean": 0.1})
         assert ledger.held_out(2) == 0.5 and ledger.num_evaluations_since_best() == 0
-    assert read_metrics(base.parent / "run")[1] == {"step": 2, "eval/reward": 0.5, "reward_mean": 0.1}
+    row = read_metrics(base.parent / "run")[1]
+    assert row.pop("time") > 1e9 and row.pop("elapsed_s") >= 0
+    assert row == {"step": 2, "eval/reward": 0.5, "reward_mean": 0.1}
+
+
+def test_held_out_answers_without_their_evaluation_are_dropped_since_it_is_made_again(base):
+    with start(base, 2) as ledger:
+        for number in (0, 2):
+            ledger.write_samples(number, [{"kind": "held out", "prompt": "p"}, {"kind": "best", "prompt": "p"}])
+        ledger.write_metrics(0, {"eval/reward": 0.25})
+    with start(base):
+        pass
+    kept = [(row["step"], row["kind"]) for row in lines(base, "samples.jsonl")]
+    assert kept == [(0, "held out"), (0, "best"), (2, "best")]
+
+
+def test_the_seconds_of_a_run_go_on_where_they_were_and_leave_pauses_out(base, monkeypatch):
+    with start(base, 2) as ledger:
+        monkeypatch.setattr("rwkv_es.run.ledger.time", SimpleNamespace(monotonic=lambda: ledger._began + 50, time=int))
+        ledger.write_metrics(1, {})
+    monkeypatch.setattr("rwkv_es.run.ledger.time", SimpleNamespace(monotonic=lambda: 1e6, time=int))
+    with start(base) as ledger:
+        monkeypatch.setattr("rwkv_es.run.ledger.time", SimpleNamespace(monotonic=lambda: 1e6 + 7, time=int))
+        ledger.write_metrics(2, {})
+    assert [row["elapsed_s"] for row in lines(base, "metrics.jsonl")] == [50, 57]

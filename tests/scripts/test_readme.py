@@ -36,6 +36,7 @@ def example_task(tmp_path, monkeypatch):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text("task: gsm8k\nmade_with: {base: base.pth}")
         (run / "ledger.jsonl").touch()
+        (run / "snapshots").mkdir()
         (run / "base.pth").symlink_to(resolve("tiny"))
     monkeypatch.chdir(tmp_path)
 
@@ -44,11 +45,11 @@ def example_task(tmp_path, monkeypatch):
 def ran(monkeypatch):
     """Replace the verbs that need a model by ones that note what they are given."""
     seen = {}
-    verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "report": ["write_report"]}
+    verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "page": ["write_report"]}
     verbs.update(chat=["chat"], doctor=["doctor"])
     verbs["history"] = ["replay", "fork"]
     for module, names in verbs.items():
-        wing = "measure" if module == "report" else "verbs"
+        wing = "measure" if module == "page" else "verbs"
         stub = types.ModuleType(f"rwkv_es.{wing}.{module}")
         for name in names:
             setattr(stub, name, lambda config, name=name: seen.update({name: config}))

@@ -1,0 +1,102 @@
+"""Lists of runs, and what may be removed of them: never what a run has not made."""
+
+import shutil
+
+import pytest
+from folders import rising, write_run
+from small_runs import checksums, run
+
+from rwkv_es.cli import main
+from rwkv_es.measure.page import write_report
+from rwkv_es.system.lock import Lock
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = run(tmp_path_factory.mktemp("trained") / "run", snapshot_every=1, keep=3)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def made(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "runs" / "mine")
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_runs_are_listed_with_sizes_and_scores_the_newest_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, steps in (("one", 2), ("group/two", 4)):
+        write_run(tmp_path / "runs" / name, rising(steps))
+        (tmp_path / "runs" / name / "weights.bin").write_bytes(bytes(2_000_000))
+    assert main(["runs"]) == 0
+    head, *rows, total = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "state", "steps", "best", "size", "last", "change"]
+    cells = {row.split()[0]: row.split()[1:-2] for row in rows}
+    assert cells["runs/group/two"] == ["finished", "4/4", "0.100", "@", "0", "2.00", "MB"]
+    assert cells["runs/one"][:2] == ["stopped", "2/4"]
+    assert total == "2 runs, 4.00 MB"
+    assert main(["runs", "elsewhere"]) == 2 and "there is no run in elsewhere" in capsys.readouterr().err
+
+
+def test_snapshots_but_the_best_are_removed_and_the_run_goes_on_with_the_same_bits(made, trained, capsys):
+    before = files_in(made)
+    assert main(["clean", str(made), "--yes"]) == 0
+    gone = before - files_in(made)
+    assert gone and all(name.startswith("snapshots/step-") for name in gone)
+    assert len(list(made.glob("snapshots/step-*"))) == 1
+    assert "6 files" in capsys.readouterr().out
+    shutil.rmtree(made / "snapshots")
+    assert checksums(run(made, snapshot_every=1, keep=3)) == checksums(trained)
+
+
+def test_a_whole_run_is_removed_but_for_what_it_has_not_made(made, capsys):
+    (made / "notes.txt").write_text("mine")
+    (made / "snapshots" / "step-000001").mkdir(exist_ok=True)
+    (made / "snapshots" / "step-000001" / "mine.bin").write_text("mine")
+    (made / "report.html").write_text("changed by hand")
+    assert main(["clean", str(made), "--all", "--yes"]) == 0
+    assert files_in(made) == {"notes.txt", "report.html", "snapshots/step-000001/mine.bin"}
+    assert "keeps what the run has not made: notes.txt, report.html, snapshots" in capsys.readouterr().out
+
+
+def test_a_folder_with_nothing_else_is_gone_afterwards(made):
+    assert main(["clean", str(made), "--all", "--yes"]) == 0
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("said, is_gone", [("y", True), ("n", False), ("", False)])
+def test_it_asks_first(made, monkeypatch, said, is_gone):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: said)
+    assert main(["clean", str(made), "--all"]) == 0
+    assert made.exists() != is_gone
+
+
+def test_where_nobody_can_be_asked_nothing_is_removed(made, monkeypatch, capsys):
+    before = files_in(made)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert main(["clean", str(made)]) == 2 and "--yes" in capsys.readouterr().err
+    assert files_in(made) == before
+
+
+def test_a_run_that_trains_and_a_folder_that_is_no_run_are_left_alone(made, tmp_path, capsys):
+    lock = Lock(made)
+    try:
+        assert main(["clean", str(made), "--yes"]) == 2 and "is training in" in capsys.readouterr().err
+    finally:
+        lock.release()
+    assert main(["clean", str(tmp_path), "--yes"]) == 2 and "not the folder of a run" in capsys.readouterr().err
+
+
+def test_links_are_not_followed(made, tmp_path):
+    other = tmp_path / "other.pth"
+    other.write_text("precious")
+    (made / "snapshots" / "step-000001").mkdir(exist_ok=True)
+    (made / "snapshots" / "step-000001" / "model.pth").unlink(missing_ok=True)
+    (made / "snapshots" / "step-000001" / "model.pth").symlink_to(other)
+    assert main(["clean", str(made), "--all", "--yes"]) == 0
+    assert other.read_text() == "precious"
