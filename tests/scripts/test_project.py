@@ -128,6 +128,27 @@ def test_uv_installs_what_pip_does():
     assert PYPROJECT["dependency-groups"]["dev"] == ["rwkv-es[dev]"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is newer")
+def test_the_lock_file_is_of_this_project():
+    import tomllib
+
+    locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
+    versions = {}
+    for package in locked["package"]:
+        versions.setdefault(package["name"], []).append(package)
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if pin := re.match(r"([\w-]+)==([^\s;]+)", line):
+            assert pin[2] in {package["version"] for package in versions[pin[1].lower()]}, line
+    (ours,) = versions["rwkv-es"]
+    wanted = {re.match(r"[\w-]+", name)[0].lower() for name in PYPROJECT["project"]["dependencies"]}
+    assert {dependency["name"] for dependency in ours["dependencies"]} == wanted
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(ours["optional-dependencies"]) == set(extras), "run: uv lock"
+    assert {package["source"].get("registry", "https://pypi.org/simple") for package in locked["package"]} == {
+        "https://pypi.org/simple"
+    }
+
+
 @pytest.mark.skipif(not IS_CHECKOUT, reason="compares with the files that git knows")
 def test_the_source_distribution_is_all_that_git_knows_and_the_wheel_is_typed(tmp_path):
     for target in ("sdist", "wheel"):
