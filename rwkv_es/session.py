@@ -12,6 +12,7 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.engine.capacity import slots_of
 from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.references import Reading, Reference, read_references
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import Stops, cut, make_stops
@@ -27,7 +28,7 @@ from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group, Scores
 from rwkv_es.task.mixture import load_tasks, overlap
-from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of, template_of
+from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, response_prefix_of, stops_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
 
 
@@ -233,6 +234,42 @@ def encode_prompt(session: Session, problem: Problem) -> tuple[int, ...]:
     if not prompt:
         raise ConfigError(f"the prompt is empty after the template {session.template!r}; ask something")
     return (END_ID, *prompt) if session.has_bos else prompt
+
+
+def read(
+    session: Session,
+    problems: Sequence[Problem],
+    members: Members = BASE,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Reading:
+    """Let every member read every problem with its reference answer.
+
+    Raises:
+        ConfigError: see `reference`.
+    """
+    references = [reference(session, problem) for problem in problems]
+    return read_references(session.model, references, session.decoding, members, advance)
+
+
+def reference(session: Session, problem: Problem) -> Reference:
+    """Encode a problem's prompt with its reference answer.
+
+    Token 0 ends an answer that no stop string does. A text without a question follows token 0 and is left open, since
+    it is a part of a longer one.
+
+    Raises:
+        ConfigError: it has no answer, or the vocabulary cannot express it.
+    """
+    if not problem.answer:
+        raise ConfigError(
+            "objective logprob reads the reference answer of every problem, and one has none: "
+            f"{problem.prompt[:60]!r}; give the data a column answer, or train on rewards (--objective mean)"
+        )
+    prompt = session.tokenizer.encode(prompt_of(session.task, problem, session.prompting))
+    answer, is_ended = reference_of(session.task, problem, session.prompting)
+    ids = [*session.tokenizer.encode(answer), *([END_ID] if prompt and not is_ended else [])]
+    before = [END_ID, *prompt] if session.has_bos or not prompt else prompt
+    return Reference((*before, *ids), len(before), len(answer.encode()))
 
 
 def part_of(session: Session, problem: Problem) -> Part:

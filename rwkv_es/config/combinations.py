@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, OPTIONS, Config
 
@@ -31,6 +32,10 @@ def _is_decaying(config: Config) -> bool:
     return config.schedule != "constant" and config.schedule_end < 1
 
 
+def _samples_nothing(config: Config) -> bool:
+    return not objective_of(config.objective).samples
+
+
 def _has_own_reward(config: Config) -> bool:
     """Say whether one of the rewards is a function of the user's, which may be called in several ways."""
     return any(not part.strip().startswith("builtin:") for part in config.reward.split(",") if part.strip())
@@ -39,7 +44,10 @@ def _has_own_reward(config: Config) -> bool:
 _OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
 _OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
 _OF_TASK += " presence_penalty frequency_penalty penalty_decay"
+_OF_SAMPLING = "samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
+_OF_SAMPLING += " max_new_tokens reward reward_signature reward_timeout reward_error_limit"
 _RULES = (
+    _Rule(_OF_SAMPLING, _samples_nothing, "with objective logprob alone, which reads answers and samples none"),
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),
     _Rule("samples", _is_greedy, "if all answers are greedy, since they are all the same; try --temperature 1"),
     _Rule("top_p top_k min_p", lambda c: not c.temperature, "at temperature 0, which is greedy; try --temperature 1"),

@@ -102,9 +102,9 @@ class ESOptions:
     rank: int = option(1, "rank of a perturbation", "train doctor", above=0, on_resume="same")
     objective: str = option(
         "mean",
-        "which reward of the samples counts: mean, pass (the best), maj (the majority's)",
+        "what is paid: mean, pass (the best) or maj (the majority's) of the samples' rewards; logprob: mean "
+        "log-likelihood of the reference answer, without sampling; or a sum: outcome=1,logprob=0.1",
         "train doctor",
-        choices=("mean", "pass", "maj"),
     )
     fitness: str = option(
         "zscore", "shaping of rewards into fitness", choices=("zscore", "centered", "rank", "sign", "raw")

@@ -17,6 +17,7 @@ from rwkv_es.config.groups import (
     RunOptions,
     TaskOptions,
 )
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.option import MOST_ANSWERS, check, convert, nearest
 from rwkv_es.errors import ConfigError
 
@@ -83,7 +84,8 @@ def _check_together(config: Config) -> None:
             f"population {config.population} x prompts {config.prompts} x samples {config.samples} are {answers:,} "
             f"answers a step; at most {MOST_ANSWERS:,} can be asked for"
         )
-    if config.objective != "mean" and config.samples == 1:
+    objective = objective_of(config.objective)
+    if objective.samples in ("pass", "maj") and config.samples == 1:
         raise ConfigError(f"objective {config.objective} compares samples, and there is one; try samples 4")
     if config.momentum >= 1:
         raise ConfigError(f"momentum must be below 1; got {config.momentum}")

@@ -11,8 +11,8 @@ from torch import Tensor
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.engines import Engine, engine_of
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
-from rwkv_es.model.weights import Weights
+from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
+from rwkv_es.model.weights import Factors, Weights
 
 NOT_FINITE = (
     "the model's logits are not finite: its weights are damaged or overflow; try --dtype fp32, or another checkpoint"
@@ -24,6 +24,7 @@ class Text(NamedTuple):
 
     ids: Sequence[int]
     start: int = 1
+    member: int = -1  # who reads it; -1: the model as it is
 
 
 class Predicted(NamedTuple):
@@ -51,35 +52,63 @@ def score(model: Model, texts: Sequence[Text], decoding: GenerationConfig) -> li
     return [TokenScore(float(value), bool(flag)) for value, flag in zip(total, is_greedy)]
 
 
+def log_likelihoods(
+    model: Model,
+    texts: Sequence[Text],
+    decoding: GenerationConfig,
+    factors: Factors | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """Return the log probability of every text's tokens from its `start` on as its member sees them: (n,) in nats.
+
+    NaN: its logits are not finite. The same text has the same bits in any company. `advance` is told how many texts
+    have been read since the last time.
+    """
+    total, num_left = np.zeros(len(texts)), np.array([len(text.ids) - text.start for text in texts])
+    for tick in predict([model], texts, decoding, factors):
+        total[tick.texts] += _log_probability(tick.logits[0], tick.targets).cpu().numpy()
+        num_left[tick.texts] -= 1
+        advance(int((num_left[tick.texts] == 0).sum()))
+    return np.where(np.isfinite(total), total, np.nan)
+
+
 def chosen(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the log probability of the targets (n,) under logits (n,V): (n,) float64.
 
     Raises:
         ConfigError: the logits are not finite.
     """
-    found = torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
+    found = _log_probability(logits, targets)
     if not found.isfinite().all():
         raise ConfigError(NOT_FINITE)
     return found
 
 
-def predict(models: Sequence[Model], texts: Sequence[Text], decoding: GenerationConfig) -> Iterator[Predicted]:
+def _log_probability(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return (n,) float64. In fp32, as the logits are: torch's log_softmax takes each row by itself, on any device."""
+    return torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0].double()
+
+
+def predict(
+    models: Sequence[Model], texts: Sequence[Text], decoding: GenerationConfig, factors: Factors | None = None
+) -> Iterator[Predicted]:
     """Read texts with several models of one vocabulary side by side; every token from its text's start on comes once.
 
     Long texts go first; as many are read at a time as there are slots, so that rows of like length share a tick.
+    `factors` must hold the directions of all members among the texts; None: they read with the models as they are.
     """
     assert all(text.start >= 1 for text in texts)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
     with ExitStack() as stack:
         num_rows = min(decoding.slots, len(texts))
         decoding = decoding._replace(slots=num_rows)
-        engines = [stack.enter_context(engine_of(model, decoding, None)) for model in models]
+        engines = [stack.enter_context(engine_of(model, decoding, factors)) for model in models]
         readers = [_reader(engine, model, decoding) for engine, model in zip(engines, models)]
         for first in range(0, len(order), max(num_rows, 1)):
             group = order[first : first + num_rows]
-            for reader in readers:
-                reader.reset()
-            yield from _read([texts[i] for i in group], np.array(group), readers)
+            members = [texts[i].member for i in group]
+            at_start = [reader.reset(factors, members) for reader in readers]
+            yield from _read([texts[i] for i in group], np.array(group), at_start)
 
 
 class _Reader(NamedTuple):
@@ -98,9 +127,15 @@ class _Reader(NamedTuple):
         weights, state = self.weights.rows(rows), self.state.rows(rows)
         return self.engine.forward(weights, self.model.arch, inputs, state)
 
-    def reset(self) -> None:
-        """Put every row at the start of a text, in place."""
-        reset_rows_(self.state, self.weights, torch.arange(self.state.wkv.shape[1], device=self.model.like.device))
+    def reset(self, factors: Factors | None, members: Sequence[int]) -> "_Reader":
+        """Put every row at the start of a text, in place; return the reader whose first rows are these members."""
+        num_rows, device = self.state.wkv.shape[1], self.model.like.device
+        weights = self.weights
+        if factors is not None:
+            rows = torch.as_tensor(np.resize(members, num_rows), device=device)  # padding rows need one that is there
+            weights = perturb(self.model, factors, rows)
+        reset_rows_(self.state, weights, torch.arange(num_rows, device=device))
+        return self._replace(weights=weights)
 
     def logits(self, x: Tensor, rows: np.ndarray) -> Tensor:
         """Apply the head to some rows of x (S,C): (n,V); products see a full multiple of rows."""

@@ -51,7 +51,7 @@ def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
     minutes, rest = divmod(round((num_steps - step - 1) * seconds), 60)
     return (
         f"step {step + 1:>{len(str(num_steps))}}/{num_steps} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] "
-        f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std_of_members']:.3f}  "
+        f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std_of_members']:.3f}{_likelihood(metrics)}  "
         f"{metrics['tokens_per_answer']:.0f} tokens/answer  "
         f"{metrics['tokens_read'] / metrics['generate_s']:,.0f} tokens/s  "
         f"moved {metrics['step_rms_per_sigma']:.2f} sigma  ETA {minutes}:{rest:02d}"
@@ -60,10 +60,19 @@ def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
 
 def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
     """Say in one line what a held-out evaluation found; before training, whether there is anything to learn from."""
-    is_alike = num_steps == 0 and (metrics["eval/reward"] == 0 or metrics["eval/accuracy"] == 1)
+    accuracy, is_read = metrics.get("eval/accuracy"), "eval/nats_per_token" in metrics
+    is_alike = num_steps == 0 and not is_read and (metrics["eval/reward"] == 0 or accuracy == 1)
     hint = " (all score alike: `rwkv-es doctor` looks for a signal and says what may help)" if is_alike else ""
+    right = "" if accuracy is None else f"accuracy {accuracy:.1%}, "
+    length = "" if accuracy is None else f", {metrics['eval/tokens_per_answer']:.0f} tokens/answer"
     return (
-        f"held out, after {num_steps} steps: accuracy {metrics['eval/accuracy']:.1%}, "
-        f"reward {metrics['eval/reward']:.3f} on {metrics['eval/problems']} problems, "
-        f"{metrics['eval/tokens_per_answer']:.0f} tokens/answer{hint}"
+        f"held out, after {num_steps} steps: {right}reward {metrics['eval/reward']:.3f} on "
+        f"{metrics['eval/problems']} problems{length}{_likelihood(metrics, 'eval/')}{hint}"
     )
+
+
+def _likelihood(metrics: dict[str, float], prefix: str = "") -> str:
+    """Say how likely the reference answers are, if they were read."""
+    if f"{prefix}nats_per_token" not in metrics:
+        return ""
+    return f", {metrics[f'{prefix}nats_per_token']:.4f} nats/token, {metrics[f'{prefix}bits_per_byte']:.4f} bits/byte"

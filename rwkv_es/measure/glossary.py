@@ -72,6 +72,14 @@ METRICS = (
         "it runs to --max-new: answers do not stop any more",
     ),
     Metric(
+        "nats_per_token",
+        "train",
+        "nats",
+        "negative log-likelihood of the reference answers' tokens under the members' noise (objective logprob)",
+        "it rises over many steps: lr or sigma is too large",
+    ),
+    Metric("bits_per_byte", "train", "bits", "the same for each byte of the answers, whatever the tokens are"),
+    Metric(
         "share_stopped",
         "tokens",
         "share",

@@ -5,6 +5,7 @@ import sys
 from torch import Tensor
 
 from rwkv_es.config.options import Config
+from rwkv_es.engine.references import Reading
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import StepCounts
@@ -27,23 +28,29 @@ def refuse_failing(config: Config, counted: StepCounts, scores: Scores) -> None:
         raise too_many_failed(num_failed, counted.timeouts, counted.answers, config.reward_error_limit, scores)
 
 
-def watch_broken(es: ES, counted: StepCounts, members: Members, answers: Answers) -> None:
+def watch_broken(
+    es: ES, counted: StepCounts, members: Members, answers: Answers, reading: Reading | None = None
+) -> None:
     """Say on stderr whose logits were not finite; their rewards are missing. `counted` is of all processes.
 
     Raises:
         ConfigError: most answers of the step ended so.
     """
-    if counted.broken > MOST_BROKEN * counted.answers:
+    num_answers = counted.answers + counted.references
+    if counted.broken > MOST_BROKEN * num_answers:
         raise ConfigError(
-            f"the logits of {counted.broken:g} of {counted.answers:g} answers at step {es.step + 1} were not finite: "
+            f"the logits of {counted.broken:g} of {num_answers:g} answers at step {es.step + 1} were not finite: "
             f"the perturbed weights overflow. Lower sigma (now {es.sigma:g}) or a target's multiplier; if it began in "
             f"the midst of a run, lower lr (now {es.lr:g}) and go on from an earlier step by rwkv-es fork"
         )
-    if answers.broken:
-        per_member = len(answers.texts) // len(members.ids)
-        names = ", ".join(map(str, dict.fromkeys(members.ids[place // per_member] for place in answers.broken)))
+    per_member = len(answers.texts) // len(members.ids)
+    broken = [members.ids[place // per_member] for place in answers.broken]
+    if reading is not None:
+        broken += [members.ids[row] for row in reading.log_likelihood.isnan().nonzero()[:, 0].tolist()]
+    if broken:
+        names = ", ".join(map(str, dict.fromkeys(broken)))
         print(
-            f"rwkv-es: step {es.step + 1}: {len(answers.broken)} answers ended because the logits were not finite "
+            f"rwkv-es: step {es.step + 1}: {len(broken)} answers ended because the logits were not finite "
             f"(members {names}); their rewards are missing",
             file=sys.stderr,
         )
@@ -55,8 +62,9 @@ def watch_unperturbed(counted: StepCounts, which: str, can_speak: bool = True) -
     Raises:
         ConfigError: most answers ended so.
     """
-    text = f"the logits of {counted.broken:g} of {counted.answers:g} answers of {which} were not finite"
-    if counted.broken > MOST_BROKEN * counted.answers:
+    num_answers = counted.answers + counted.references
+    text = f"the logits of {counted.broken:g} of {num_answers:g} answers of {which} were not finite"
+    if counted.broken > MOST_BROKEN * num_answers:
         raise ConfigError(
             f"{text}: its weights are damaged or overflow. Try --dtype fp32, or another checkpoint; a run goes on from "
             "an earlier step, with a lower lr, by rwkv-es fork"

@@ -11,6 +11,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from rwkv_es.config.objective import Objective
+from rwkv_es.engine.references import Reading
 from rwkv_es.es.fitness import has_signal
 from rwkv_es.es.strategy import Update
 from rwkv_es.reward.sheet import Scores
@@ -47,13 +49,17 @@ class StepCounts(NamedTuple):
     stopped: float  # answers that came to an end by themselves
     errors: float  # of the reward
     timeouts: float
-    broken: float = 0.0  # answers whose logits were not finite
+    broken: float = 0.0  # answers, sampled or read, whose logits were not finite
+    references: float = 0.0  # reference answers that were read, for objective logprob
+    reference_tokens: float = 0.0  # of those with finite logits
+    reference_bytes: float = 0.0
+    log_likelihood: float = 0.0  # in nats
 
 
-def count(answers: Answers, scores: Scores | None = None) -> StepCounts:
-    """Count a process's answers."""
+def count(answers: Answers, scores: Scores | None = None, reading: Reading | None = None) -> StepCounts:
+    """Count a process's answers, and the reference answers that it has read."""
     completions = answers.rollout.completions
-    return StepCounts(
+    counted = StepCounts(
         len(completions),
         answers.rollout.num_read,
         sum(len(completion.tokens) for completion in completions),
@@ -61,6 +67,18 @@ def count(answers: Answers, scores: Scores | None = None) -> StepCounts:
         scores.errors if scores is not None else 0,
         scores.timeouts if scores is not None else 0,
         len(answers.broken),
+    )
+    if reading is None:
+        return counted
+    is_sound = reading.log_likelihood.isfinite().double()  # (M,P)
+    tokens, num_bytes = ([getattr(each, name) for each in reading.references] for name in ("num_tokens", "num_bytes"))
+    return counted._replace(
+        read=counted.read + reading.num_read,
+        broken=counted.broken + (1 - is_sound).sum().item(),
+        references=is_sound.numel(),
+        reference_tokens=(is_sound * torch.tensor(tokens)).sum().item(),
+        reference_bytes=(is_sound * torch.tensor(num_bytes)).sum().item(),
+        log_likelihood=reading.log_likelihood.nansum().item(),
     )
 
 
@@ -92,7 +110,7 @@ class StepReport(NamedTuple):
 def ranks_failing(counters: Tensor) -> list[int]:
     """Return the ranks in which rewards failed, by the counters of each: (size,C)."""
     each = enumerate(counters.tolist())
-    return [rank for rank, counted in each if sum(StepCounts(*counted)[-2:])]
+    return [rank for rank, counted in each if StepCounts(*counted).errors or StepCounts(*counted).timeouts]
 
 
 def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:
@@ -105,6 +123,7 @@ def summary(rewards: Tensor, counted: StepCounts) -> dict[str, float]:
         "reward_of_best_member": by_member.max().item() if len(by_member) else 0.0,
         "share_of_problems_with_signal": has_signal(rewards).double().mean().item(),
         **lengths(counted),
+        **likelihoods(counted),
         "reward_errors": counted.errors,
         "reward_timeouts": counted.timeouts,
         "answers_not_finite": counted.broken,
@@ -140,8 +159,18 @@ def lengths(counted: StepCounts) -> dict[str, float]:
     """Say how long the answers are and how many came to an end by themselves."""
     return {
         "tokens_read": counted.read,
-        "tokens_per_answer": counted.sampled / counted.answers,
-        "share_stopped": counted.stopped / counted.answers,
+        "tokens_per_answer": counted.sampled / max(counted.answers, 1),
+        "share_stopped": counted.stopped / max(counted.answers, 1),
+    }
+
+
+def likelihoods(counted: StepCounts) -> dict[str, float]:
+    """Say how likely the reference answers are, all their tokens taken together; nothing where none was read."""
+    if not counted.reference_tokens:
+        return {}
+    return {
+        "nats_per_token": -counted.log_likelihood / counted.reference_tokens,
+        "bits_per_byte": -counted.log_likelihood / math.log(2) / max(counted.reference_bytes, 1),
     }
 
 
@@ -173,6 +202,23 @@ def held_out(rewards: Sequence[float | None], counted: StepCounts) -> dict[str, 
         "eval/problems": len(values),
         **{f"eval/{name}": value for name, value in lengths(counted).items()},
     }
+
+
+def held_out_by(objective: Objective, found: Tensor, counted: StepCounts) -> dict[str, float]:
+    """Summarise an evaluation by an objective: found (P,4), each problem's reward and columns of `Reading.table`.
+
+    The accuracy is that of the sampled answers; without any there is none.
+    """
+    metrics = held_out(found[:, 0].tolist(), counted)
+    if objective.logprob:
+        log_likelihood, tokens, num_bytes = found[:, 1:].unbind(1)
+        per_token = (log_likelihood / tokens).mean().item()
+        metrics["eval/reward"] = objective.outcome * metrics["eval/reward"] + objective.logprob * per_token
+        metrics["eval/nats_per_token"] = -(log_likelihood.sum() / tokens.sum()).item()
+        metrics["eval/bits_per_byte"] = -(log_likelihood.sum() / num_bytes.sum()).item() / math.log(2)
+    if not objective.samples:
+        del metrics["eval/accuracy"]
+    return metrics
 
 
 def as_numbers(rewards: Sequence[float | None]) -> list[float]:

@@ -111,8 +111,8 @@ def overlap(train: Sequence[Problem], test: Sequence[Problem]) -> int:
         return sum(overlap(*pair) for pair in zip(train.parts, test.parts, strict=True))
     if isinstance(train, Generated):
         return 0
-    asked = {problem.prompt for problem in train}
-    return sum(problem.prompt in asked for problem in test)
+    asked = {problem.prompt or problem.answer for problem in train}  # a text without a question is what is read
+    return sum((problem.prompt or problem.answer) in asked for problem in test)
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:

@@ -47,6 +47,23 @@ def response_prefix_of(task: Task, prompting: Prompting) -> str:
     return response_prefix(template_of(task, prompting))
 
 
+def reference_of(task: Task, problem: Problem, prompting: Prompting) -> tuple[str, bool]:
+    """Return what a model that knows the answer writes after the prompt; and whether a stop string ends it.
+
+    In templates that open the thinking it is empty, unless the answer itself begins with some.
+    """
+    task = task.part_of(problem)
+    template, start = template_of(task, prompting), response_prefix_of(task, prompting)
+    stops = template_named(template).stop or task.stop
+    if template == "raw":
+        text = problem.answer
+    elif start and not problem.answer.startswith("<think>"):
+        text = f"{' ' if start.startswith(' ') else ''}<think>\n</think>\n{problem.answer}"
+    else:
+        text = problem.answer if start == "<think" else f" {problem.answer}"
+    return text.removeprefix(start) + (stops[0] if stops else ""), bool(stops)
+
+
 def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
     if not (shots.isascii() and shots.isdecimal()):
         return _text_of(shots)

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
+from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine, has_signal
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import as_numbers, count
-from rwkv_es.measure.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
+from rwkv_es.planning.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Session,
@@ -67,6 +69,11 @@ def doctor(config: Config) -> dict[str, Any]:
     Raises:
         RwkvEsError: something cannot be loaded; or, after all is printed, a gold answer does not score 1.0.
     """
+    if not objective_of(config.objective).samples:
+        raise ConfigError(
+            "doctor looks at sampled answers, and objective logprob has none: each of its steps has a signal, so start "
+            "rwkv-es train and watch nats/token"
+        )
     session = open_session(config)
     warn_if_splits_overlap(session)
     with open_scorers(config) as scorers:
@@ -115,8 +122,9 @@ def _spread(
             f"rwkv-es: under sigma {sigma:g} the logits of {share:.0%} of the answers are not finite", file=sys.stderr
         )
     by_member = torch.tensor(as_numbers(scores.rewards), dtype=torch.float64)
-    votes = [vote(text) for text in answers.texts] if config.objective == "maj" else []
-    rewards = combine(by_member.reshape(-1, len(problems), config.samples), config.objective, votes)  # (N,P)
+    how = objective_of(config.objective).samples
+    votes = [vote(text) for text in answers.texts] if how == "maj" else []
+    rewards = combine(by_member.reshape(-1, len(problems), config.samples), how, votes)  # (N,P)
     changed = [text != base.texts[i % len(base.texts)] for i, text in enumerate(answers.texts)]
     std, share = rewards.mean(1).std(correction=0).item(), has_signal(rewards).double().mean().item()
     return Spread(sigma, rewards.mean().item(), std, share, sum(changed) / len(changed))

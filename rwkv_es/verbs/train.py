@@ -10,19 +10,21 @@ from torch import Tensor
 
 from rwkv_es.config.combinations import idle_here
 from rwkv_es.config.file import run_folder
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.engine.engines import examined
+from rwkv_es.engine.references import Reading
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import readable, step_line
 from rwkv_es.measure.health import advise_without_signal, refuse_failing, watch_broken
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
-from rwkv_es.measure.preflight import preflight
 from rwkv_es.measure.progress import progress
 from rwkv_es.measure.tracker import open_tracker
 from rwkv_es.model.batch import Verdict
 from rwkv_es.planning.out_of_memory import explaining_out_of_memory
+from rwkv_es.planning.preflight import preflight
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.identity import ENGINE_DTYPE, contents, in_words
@@ -35,6 +37,7 @@ from rwkv_es.session import (
     collect,
     open_scorers,
     open_session,
+    read,
     steady,
     warn_if_splits_overlap,
     warn_if_unsteady,
@@ -110,17 +113,21 @@ def take_step(run: Run) -> None:
     config, timer, num_pairs = run.config, Timer(), run.config.population // 2
     problems = draw_problems(config, run.session.task.problems("train"), run.es.step)
     members = run.es.ask(run.cluster.shard(num_pairs))  # of this process
-    num_answers = len(members.ids) * len(problems) * config.samples
+    objective = objective_of(config.objective)
+    asked, told = problems if objective.outcome else [], problems if objective.logprob else []
+    num_answers = len(members.ids) * (len(asked) * config.samples + len(told))
     with progress(f"step {run.es.step + 1}", num_answers, run.cluster.is_leader) as advance:
-        answers = answer(run.session, problems, members, config.samples, run.scorers, advance=advance)
+        answers = answer(run.session, asked, members, config.samples, run.scorers, advance=advance)
+        reading = read(run.session, told, members, advance)
     timer.lap("generate_s")
     scores = collect(answers, run.scorers)
     timer.lap("score_s")
-    mine = StepReport(as_matrix(scores.rewards, config, answers.texts), count(answers, scores), scores.metrics)
+    rewards = paid(config, scores.rewards, answers.texts, reading)
+    mine = StepReport(rewards, count(answers, scores, reading), scores.metrics)
     report = mine.gathered(run.cluster, num_pairs, timer.total_s, run.scorers.is_users)
     say_failure(run, report.failing, scores)
     refuse_failing(config, report.counted, scores)
-    watch_broken(run.es, report.counted, members, answers)
+    watch_broken(run.es, report.counted, members, answers, reading)
     timer.lap("wait_s")
     update = run.es.tell(report.rewards)
     timer.lap("update_s")
@@ -162,10 +169,22 @@ def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> lis
     return [draw(problems, config.seed, position) for position in range(first, first + config.prompts)]
 
 
+def paid(config: Config, rewards: Sequence[float | None], texts: Sequence[str], reading: Reading) -> Tensor:
+    """Return what the objective makes of the samples' rewards and of the reference answers: (N,P) float64."""
+    objective = objective_of(config.objective)
+    parts = []
+    if objective.outcome:
+        parts.append(objective.outcome * as_matrix(rewards, config, texts))
+    if objective.logprob:
+        parts.append(objective.logprob * reading.per_token)
+    return sum(parts[1:], parts[0])
+
+
 def as_matrix(rewards: Sequence[float | None], config: Config, texts: Sequence[str] = ()) -> Tensor:
     """Combine the samples: rewards in the order member, problem, sample -> (N,P) float64, NaN if all are missing."""
-    votes = [vote(text) for text in texts] if config.objective == "maj" else []
-    return combine(as_tensor(rewards).reshape(-1, config.prompts, config.samples), config.objective, votes)
+    how = objective_of(config.objective).samples
+    votes = [vote(text) for text in texts] if how == "maj" else []
+    return combine(as_tensor(rewards).reshape(-1, config.prompts, config.samples), how, votes)
 
 
 def _scoring(config: Config, cluster: Cluster) -> Config:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.measure.console import examples, held_out_line, held_out_samples
 from rwkv_es.measure.health import watch_unperturbed
-from rwkv_es.measure.metrics import StepCounts, count, held_out, ranks_failing
+from rwkv_es.measure.metrics import StepCounts, count, held_out_by, ranks_failing
 from rwkv_es.measure.progress import progress
 from rwkv_es.model.weights import BASE
 from rwkv_es.reward.pool import RewardPool
@@ -25,6 +26,7 @@ from rwkv_es.session import (
     answer,
     collect,
     greedy,
+    read,
 )
 
 
@@ -141,21 +143,30 @@ def evaluate_if_due(run: Run) -> float | None:
 
 
 def hold_out(run: Run) -> float:
-    """Answer held-out problems, greedily, and write the result down. Returns the mean reward."""
-    num_steps = run.es.step
+    """Answer held-out problems, greedily, and write the result down. Returns the mean of what is paid.
+
+    Raises:
+        ConfigError: the model's logits are not finite.
+    """
+    num_steps, objective = run.es.step, objective_of(run.config.objective)
     problems = run.session.task.problems("test")[: run.config.eval_size or None]
     mine = run.cluster.shard(len(problems))
     members = BASE._replace(step=num_steps)
-    with progress("held out", len(mine), run.cluster.is_leader) as advance:
-        own = problems[mine.start : mine.stop]
-        answers = answer(greedy(run.session), own, members, scorers=run.scorers, advance=advance)
+    own = problems[mine.start : mine.stop]
+    with progress("held out", len(own) * objective.num_kinds, run.cluster.is_leader) as advance:
+        asked = own if objective.samples else []
+        answers = answer(greedy(run.session), asked, members, scorers=run.scorers, advance=advance)
+        reading = read(run.session, own if objective.logprob else [], members, advance)
     scores = collect(answers, run.scorers)
-    rewards = as_tensor(scores.rewards).reshape(-1, 1)
-    rewards, counters = run.cluster.gather(rewards, len(problems), count(answers, scores))
+    found = torch.full((len(own), 4), torch.nan, dtype=torch.float64)
+    found[: len(asked), 0] = as_tensor(scores.rewards)
+    if reading.references:
+        found[:, 1:] = reading.table
+    found, counters = run.cluster.gather(found, len(problems), count(answers, scores, reading))
     say_failure(run, ranks_failing(counters), scores)
     counted = StepCounts(*counters.sum(0).tolist())
     watch_unperturbed(counted, f"the model after {num_steps} steps", run.cluster.is_leader)
-    metrics = held_out(rewards[:, 0].tolist(), counted)
+    metrics = held_out_by(objective, found, counted)
     if run.ledger is not None:
         note_samples(run, num_steps, held_out_samples(answers, scores))
         note(run, num_steps, {**metrics, "distance_from_base": run.es.distance()})

@@ -13,6 +13,7 @@ from jobs import arguments
 import rwkv_es
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
+from rwkv_es.engine.references import Reading
 from rwkv_es.engine.rollout import Rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
@@ -83,6 +84,19 @@ def test_other_processes_answers_count_too(tmp_path):
     with pytest.raises(ConfigError, match="6 of 10"):
         watch_broken(es, StepCounts(10, 0, 0, 0, 0, 0, 6), es.ask(), sound)
     assert torch.isfinite(es.model.params["head.weight"]).all()
+
+
+def test_members_whose_reference_answers_cannot_be_read_are_named(capsys):
+    from strategies import make
+
+    es: ES = make()
+    nothing = Answers([], [], Rollout([], 0, 0))
+    reading = Reading([], torch.tensor([[-1.0, -2.0], [-1.0, torch.nan], [torch.nan, torch.nan]]))
+    counted = StepCounts(0, 0, 0, 0, 0, 0, broken=3, references=6)
+    watch_broken(es, counted, es.ask()._replace(ids=range(4, 7)), nothing, reading)
+    assert "step 1: 3 answers ended because the logits were not finite (members 5, 6)" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="4 of 6"):
+        watch_broken(es, counted._replace(broken=4), es.ask(), nothing, reading)
 
 
 @pytest.mark.parametrize("in_a_row, is_said", [(0, False), (2, False), (3, True), (4, False), (30, False)])

@@ -15,14 +15,17 @@ from rwkv_es.task import datasets
 from rwkv_es.task.task import Problem, Task, list_tasks, load_task
 from rwkv_es.task.templates import TEMPLATES, response_prefix
 
-SPECS = {"reasoning_gym": "reasoning_gym:chain_sum"}  # how a task is named where its folder's name is not enough
+SPECS = {
+    "reasoning_gym": "reasoning_gym:chain_sum",
+    "text": "text:32",
+}  # how a task is named where its folder's name is not enough
 NEEDS_DATA = {"gsm8k": "gsm8k"}  # task -> its folder in the shared data
 NEEDS_PACKAGE = {"math": "math_verify", "reasoning_gym": "reasoning_gym", "arithmetic_mini": "reasoning_gym"}
 SUMS = {
     split: [(f"{a} + {b}?", str(a + b)) for a in range(first, 9, 2) for b in range(9)]
     for split, first in (("train", 0), ("test", 1))
 }
-OWN_DATA = ("svamp", "math", "jsonl", "aime")  # tasks of no texts of their own: sums will do
+OWN_DATA = ("svamp", "math", "jsonl", "aime", "text")  # tasks of no texts of their own: sums will do
 README_ROOT = ROOT / "tasks"
 NUM_CHECKED = 200
 CLOSING = {  # what a model writes next
@@ -61,6 +64,7 @@ def folder(tmp_path_factory) -> Path:
     for split, sums in SUMS.items():
         lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in sums]
         (folder / f"{split}.jsonl").write_text("".join(lines))
+        (folder / f"{split}.txt").write_text("".join(f"{question} {answer}\n" for question, answer in sums))
     return folder
 
 
@@ -86,6 +90,11 @@ def load(name: str, folder: Path) -> Task:
 def pool_of(name: str, folder: Path) -> RewardPool:
     """Return a pool for a task that is scored in worker processes only; a worker ends with this process."""
     return RewardPool(SPECS.get(name, name), str(folder) if name in OWN_DATA else "", 1, 5.0, 1.0)
+
+
+def asked(problem: Problem) -> str:
+    """Return what tells a problem from others: of a text without a question that is the text."""
+    return problem.prompt or problem.answer
 
 
 def score(task: Task, folder: Path, problem: Problem, text: str) -> float | None:
@@ -136,11 +145,11 @@ def test_items_are_the_same_each_time_whatever_was_asked_before(task, split, fol
 
 def test_the_splits_are_disjoint(task):
     train, test = task.problems("train"), task.problems("test")
-    assert not {p.prompt for p in train[:2000]} & {p.prompt for p in test[:2000]}
+    assert not {asked(p) for p in train[:2000]} & {asked(p) for p in test[:2000]}
 
 
 def test_the_first_items_of_a_split_differ_from_each_other(task):
-    prompts = [problem.prompt for problem in task.problems("train")[:NUM_CHECKED]]
+    prompts = [asked(problem) for problem in task.problems("train")[:NUM_CHECKED]]
     assert len(set(prompts)) > 0.9 * len(prompts)
 
 

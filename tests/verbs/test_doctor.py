@@ -8,7 +8,7 @@ import pytest
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.measure.console import held_out_line
-from rwkv_es.measure.preflight import Gold, preflight
+from rwkv_es.planning.preflight import Gold, preflight
 from rwkv_es.session import open_scorers, open_session
 from rwkv_es.task.task import SPLITS
 from rwkv_es.verbs import doctor

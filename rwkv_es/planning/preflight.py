@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.engine.stops import cut
 from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
-from rwkv_es.session import Session, encode_prompt, part_of
+from rwkv_es.session import Session, encode_prompt, part_of, reference
 from rwkv_es.task.task import SPLITS, Problem
 
 NUM_GOLD = 32  # gold answers of a split that are scored before a training run: each may take its whole time limit
@@ -30,12 +31,20 @@ class Gold(NamedTuple):
 def preflight(config: Config, session: Session, scorers: RewardPool) -> None:
     """Before a training run, read and score the first gold answers; say on stderr what does not fit.
 
+    An objective that samples nothing needs them only as texts to read.
+
     Raises:
         TaskError: an answer does not score 1.0 by the task's own reward.
         ConfigError: the model's vocabulary cannot express a prompt.
         RewardError: the reward fails on most of them.
     """
-    gold = check_gold(session, scorers, NUM_GOLD, SPLITS if config.eval_every else SPLITS[:1])
+    objective, splits = objective_of(config.objective), SPLITS if config.eval_every else SPLITS[:1]
+    for problem in (problem for split in splits for problem in session.task.problems(split)[:NUM_GOLD]):
+        if objective.logprob:
+            reference(session, problem)  # says what cannot be read
+    if not objective.samples:
+        return
+    gold = check_gold(session, scorers, NUM_GOLD, splits)
     if not scorers.is_users:
         refuse_wrong(config, gold)
     for warning in (*gold_warnings(config, gold), *context_warnings(session, gold)):
