@@ -1,10 +1,8 @@
 """The command line: parse the options of a verb, then import and run it."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,14 @@ from rwkv_es import __version__
 from rwkv_es.config.combinations import idle_options
 from rwkv_es.config.file import is_run_folder, load_file, run_folder
 from rwkv_es.config.flags import (
+    CHECK_OPTIONS,
     FOLDER_VERBS,
     MAIN_OPTION,
     SHOW_OPTIONS,
     VERBS,
-    Parser,
-    argument,
     folder_parser,
     parse,
+    task_parser,
     verb_parser,
 )
 from rwkv_es.config.option import at_home, nearest
@@ -92,6 +90,8 @@ def _dispatch(argv: Sequence[str]) -> Config | None:
         print(f"rwkv-es {__version__}")
     elif verb == "tasks":
         _tasks(rest)
+    elif verb == "reward":
+        _reward(rest)
     elif verb in FOLDER_VERBS:
         from rwkv_es.verbs.folders import about_folders
 
@@ -231,23 +231,37 @@ def _train(config: Config) -> None:
 
 
 def _tasks(argv: Sequence[str]) -> None:
-    parser = Parser(prog="rwkv-es tasks", description=VERBS["tasks"], allow_abbrev=False)
-    parser.add_argument("show", nargs="?", choices=["show"], help="show a task's first problem")
-    parser.add_argument("name", nargs="?", metavar="TASK", help="built-in task, a folder or .py file, or a mixture")
-    for f in fields(Config):
-        if f.name in SHOW_OPTIONS:
-            parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, **argument(f), default=argparse.SUPPRESS)
-    given = parse(parser, argv)
-    if not given.show:
-        if idle := [name for name in SHOW_OPTIONS if name in given]:
-            raise ConfigError(f"{idle[0]} does nothing in a list of all tasks; try rwkv-es tasks show NAME")
+    words = {
+        "show": {"choices": ["show"], "help": "show a task's first problem"},
+        "name": {"metavar": "TASK", "help": "built-in task, a folder or .py file, or a mixture"},
+    }
+    given = vars(parse(task_parser("tasks", SHOW_OPTIONS, **words), argv))
+    show, name = given.pop("show"), given.pop("name")
+    if not show:
+        if given:
+            raise ConfigError(f"{next(iter(given))} does nothing in a list of all tasks; try rwkv-es tasks show NAME")
         from rwkv_es.verbs.tasks import print_tasks
 
         print_tasks()
-    elif not given.name:
+    elif not name:
         raise ConfigError("tasks show needs a task: rwkv-es tasks show countdown_mini")
     else:
         from rwkv_es.verbs.tasks import show_task
 
-        options = {name: value for name, value in vars(given).items() if name in SHOW_OPTIONS}
-        show_task(build({**options, "task": given.name}))
+        show_task(build({**given, "task": name}))
+
+
+def _reward(argv: Sequence[str]) -> None:
+    words = {
+        "check": {"choices": ["check"], "help": "score answers to a few problems and show what is called"},
+        "function": {"metavar": "FILE:FUNCTION", "help": "the reward, as --reward names it"},
+    }
+    given = vars(parse(task_parser("reward", CHECK_OPTIONS, **words), argv))
+    is_check, function = given.pop("check"), given.pop("function")
+    if not (is_check and function):
+        raise ConfigError("reward needs a function: rwkv-es reward check rewards.py:score --data puzzles.jsonl")
+    from rwkv_es.verbs.rewards import check_reward
+
+    has_model = "model" in given
+    default = {"task": "jsonl"} if "data" in given else {}
+    check_reward(build({**default, **given, "reward": function}), has_model)

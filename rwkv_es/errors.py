@@ -5,6 +5,7 @@ import traceback
 
 _LIBRARIES = f"{os.sep}site-packages{os.sep}"
 MAX_CAUSE_CHARS = 300
+_MOST_FRAMES = 5  # of the user's own: the first and the last ones
 
 
 class RwkvEsError(Exception):
@@ -77,6 +78,22 @@ def cause(error: BaseException) -> str:
         return said
     frame = (users or others)[-1]
     return f"{said} ({os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line})"
+
+
+def own_traceback(error: BaseException) -> str:
+    """Return what a user's code raised as a traceback of the user's own frames, of a few lines."""
+    try:
+        frames = _frames(error)
+        said = _in_a_line(error)
+    except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
+        return type(error).__name__
+    others = [frame for frame in frames if not _is_ours(frame.filename)]
+    users = [frame for frame in others if not _is_installed(frame.filename)] or others[-1:]
+    if len(users) > _MOST_FRAMES:
+        users = [users[0], *users[1 - _MOST_FRAMES :]]
+    places = [f'File "{frame.filename}", line {frame.lineno}, in {frame.name}\n  {frame.line}' for frame in users]
+    said = said if len(said) <= MAX_CAUSE_CHARS else f"{said[:MAX_CAUSE_CHARS]} ..."
+    return "\n".join([*places, said])
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,7 @@ class Session(NamedTuple):
     parts: tuple[Part, ...]
     prompting: Prompting
     has_bos: bool = False
+    reward_group: str = "pair"
 
 
 class Answers(NamedTuple):
@@ -100,6 +101,7 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         parts,
         prompting,
         config.bos,
+        config.reward_group,
     )
 
 
@@ -186,15 +188,14 @@ def answer(
         for sample in range(samples)
     ]
     answered = [problems[request.problem] for request in requests]
-    members_of = Counter(member // 2 for member in members.ids)  # one, or both of a mirrored pair
+    group_of = _grouping(session.reward_group, requests)
     texts = [""] * len(requests)
 
     def on_finished(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
             texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
             if scorers is not None and completion.finish != "broken":
-                pair = requests[place].member // 2
-                group = Group((pair, requests[place].problem), members_of[pair] * samples)
+                group = group_of(requests[place])
                 scorers.submit(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
         if ended:
             advance(len(ended))
@@ -203,6 +204,18 @@ def answer(
 
     found = rollout(session.model, with_shared_prefixes(requests), session.decoding, members.factors, on_finished)
     return Answers(answered, texts, found)
+
+
+def _grouping(reward_group: str, requests: Sequence[Request]) -> Callable[[Request], Group]:
+    """Return which answers a reward that compares sees together: see the option `reward_group`."""
+    names: dict[str, Callable[[Request], Hashable]] = {
+        "pair": lambda request: (request.member // 2, request.problem),
+        "problem": lambda request: request.problem,
+        "step": lambda request: 0,
+    }
+    name = names[reward_group]
+    sizes = Counter(map(name, requests))
+    return lambda request: Group(name(request), sizes[name(request)])
 
 
 def collect(answers: Answers, scorers: RewardPool) -> Scores:

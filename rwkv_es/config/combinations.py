@@ -42,7 +42,7 @@ def _has_own_reward(config: Config) -> bool:
 
 
 _OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
-_OF_TASK += " reward_timeout reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
+_OF_TASK += " reward_group reward_timeout reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
 _OF_TASK += " presence_penalty frequency_penalty penalty_decay"
 _OF_SAMPLING = "samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
 _OF_SAMPLING += " max_new_tokens reward reward_signature reward_timeout reward_error_limit"
@@ -70,6 +70,7 @@ _RULES = (
     ),
     _Rule("eval_size", lambda c: not c.eval_every, "without held-out evaluations", "train", True),
     _Rule("reward_signature", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
+    _Rule("reward_group", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
     _Rule("reward_timeout", lambda c: not c.reward_workers, "without reward workers; try --reward-workers 1"),
     _Rule("base", lambda c: c.base == c.model, "if it is the model itself: nothing differs", "eval", True),
 )

@@ -25,6 +25,7 @@ VERBS = {
     "export": "write a run's weights as an official-layout checkpoint",
     "replay": "rebuild a run's weights from its base and ledger, and verify them",
     "fork": "start a new run from a step of another one",
+    "reward": "check a reward: score reference answers and a model's, and show the calls",
     "watch": "show a run in the terminal while it trains",
     "report": "write a page about one run or several, at any time",
     "runs": "list the runs of a folder with their sizes and best scores",
@@ -42,6 +43,7 @@ SHOW_OPTIONS = (
     "reward",
     "reward_signature",
 )  # of tasks show
+CHECK_OPTIONS = (*SHOW_OPTIONS, "task", "model", "seed", "temperature", "device", "tokenizer")  # of reward check
 MAIN_OPTION = {  # needs no flag
     **dict.fromkeys(("eval", "chat", "doctor", "plan"), "model"),
     **dict.fromkeys(("resume", "export", "replay", "fork"), "run"),
@@ -138,6 +140,19 @@ def folder_parser(verb: str) -> Parser:
     if verb == "clean":
         parser.add_argument("--all", action="store_true", help="the whole run, not only snapshots besides the best")
         parser.add_argument("--yes", action="store_true", help="do not ask")
+    return parser
+
+
+def task_parser(verb: str, options: Sequence[str], **positional: Any) -> Parser:
+    """Return the parser of a command that has a few options and words of its own before them."""
+    parser = Parser(
+        prog=f"rwkv-es {verb}", description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".", allow_abbrev=False
+    )
+    for name, settings in positional.items():
+        parser.add_argument(name, nargs="?", **settings)
+    for f in (f for group in GROUPS for f in fields(group) if f.name in options):
+        flag = "--" + f.name.replace("_", "-")
+        parser.add_argument(flag, dest=f.name, **argument(f), default=argparse.SUPPRESS)
     return parser
 
 

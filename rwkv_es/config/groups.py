@@ -178,6 +178,12 @@ class RewardOptions:
         _SCORE,
         choices=("auto", "task", "plain", "trl", "trl_messages", "verl"),
     )
+    reward_group: str = option(
+        "pair",
+        "answers that a reward of TRL's form sees together: a mirrored pair's to a problem, a problem's, a step's",
+        _SCORE,
+        choices=("pair", "problem", "step"),
+    )
     reward_workers: int = option(
         1,
         "processes that score answers (0: in this process, without time limits)",
@@ -267,12 +273,7 @@ class RunOptions:
     )
     weights: str = option("best", "which weights of the run", "export", choices=("best", "last"))
     step: int = option(-1, "number of steps taken (replay: -1 verifies every step)", "replay fork")
-    out: str = option(
-        "",
-        "output file; fork: the new run's folder",
-        "eval export fork",
-        paths="one",
-    )
+    out: str = option("", "output file; fork: the new run's folder", "eval export fork", paths="one")
 
 
 @dataclass(frozen=True)

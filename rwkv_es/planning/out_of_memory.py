@@ -1,12 +1,14 @@
-"""Running out of memory, explained: the numbers, and what to change."""
+"""Running out of memory or disk, explained: the numbers, and what to change."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config
 from rwkv_es.errors import ConfigError
-from rwkv_es.planning.plan import Plan, alternatives, make_plan
+from rwkv_es.planning.plan import Disk, Plan, alternatives, disk_of, make_plan
 from rwkv_es.planning.text import size
 
 _HOPELESS = 4  # times the memory that is free: no prediction is so wrong
@@ -23,12 +25,30 @@ def explaining_out_of_memory(config: Config) -> Iterator[None]:
     made = _planned(config)
     if made.memory.peak + _asked_bytes(made) > _HOPELESS * made.device.memory > 0:
         raise ConfigError(_sentence(made))
+    if os.environ.get("RANK", "0") == "0":  # it alone writes
+        refuse_full_disk(config, disk_of(made))
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise ConfigError(_sentence(_planned(config))) from None
+
+
+def refuse_full_disk(config: Config, disk: Disk) -> None:
+    """Refuse a run whose snapshots will not find room; what its folder holds already counts as free.
+
+    Raises:
+        ConfigError: with the sizes and what to change.
+    """
+    folder = run_folder(config)
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    if disk.total > disk.free + held:
+        raise ConfigError(
+            f"{folder} will take {size(disk.total)} (a snapshot is {size(disk.snapshot)}, {config.keep + 2} are kept or "
+            f"being written) and {size(disk.free + held)} are free there; try --keep 1, rwkv-es clean RUN for other "
+            "runs, or --run FOLDER on a larger disk"
+        )
 
 
 def _planned(config: Config) -> Plan:

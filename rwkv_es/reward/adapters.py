@@ -151,17 +151,17 @@ def _call_verl(function: Callable[..., Any], parameters: Mapping[str, Any], answ
 def _call_trl(
     has_messages: bool, function: Callable[..., Any], parameters: Mapping[str, Any], answers: Sequence[Answer]
 ) -> list[Outcome]:
-    """Call for answers to one problem: lists of as many entries as there are answers."""
-    problem, count = answers[0].problem, len(answers)
-    own = problem.meta.get("prompt")
-    is_own = isinstance(own, (list, tuple))
-    messages = own if is_own else [{"role": "user", "content": problem.prompt}]
+    """Call for answers to one problem or several: lists of as many entries as there are answers."""
+    count = len(answers)
+    asked = [_asked(answer.problem, has_messages) for answer in answers]
     texts = [answer.text.lstrip(" ") for answer in answers]
     logs: list[dict[str, float]] = [{} for _ in answers]
-    given: dict[str, Any] = {name: [value] * count for name, value in _columns(problem).items()}
+    rows = [_columns(answer.problem) for answer in answers]
+    names = dict.fromkeys(name for row in rows for name in row)
+    given: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
     given.update(
-        prompts=[messages if has_messages or is_own else problem.prompt] * count,
-        completions=[[{"role": "assistant", "content": t}] for t in texts] if has_messages or is_own else texts,
+        prompts=asked,
+        completions=[t if isinstance(q, str) else [{"role": "assistant", "content": t}] for q, t in zip(asked, texts)],
         trainer_state=SimpleNamespace(global_step=answers[0].step),
         log_extra=lambda name, values: _log(logs, name, values),
         log_metric=lambda name, value: _log(logs, name, [value] * count),
@@ -172,6 +172,14 @@ def _call_trl(
         raise ValueError("this reward reads completion_ids, but no token ids are known in this call")
     values = listed(awaited(function(**_wanted(given, parameters))), count)
     return [Outcome(value, logged) for value, logged in zip(values, logs)]
+
+
+def _asked(problem: Problem, has_messages: bool) -> Any:
+    """Return a question as TRL's rewards get it: the row's own messages, messages made of it, or a text."""
+    own = problem.meta.get("prompt")
+    if isinstance(own, (list, tuple)):
+        return own
+    return [{"role": "user", "content": problem.prompt}] if has_messages else problem.prompt
 
 
 def _log(logs: Sequence[dict[str, float]], name: str, values: Sequence[Any]) -> None:

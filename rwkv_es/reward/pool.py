@@ -2,14 +2,17 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
+from textwrap import indent
 from types import TracebackType
 
 from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer, Scorer
+from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.process import Worker
 from rwkv_es.reward.sheet import TRIES, Group, Scores, Sheet
 from rwkv_es.reward.worker import Scoring, load, score_together
@@ -19,6 +22,11 @@ from rwkv_es.task.task import Problem
 BATCH_SIZE = 64
 LOOK_S = 0.01  # how often workers are tended while answers are generated
 WAIT_S = 0.5  # a worker's end may show in nothing that is waited for, where what it has started lives on
+
+
+def _is_own(task_spec: str, reward: str) -> bool:
+    """Say whether somebody's own code scores and this process speaks: then it is of interest what is printed there."""
+    return bool(reward or "/" in task_spec or ".py" in task_spec) and os.environ.get("RANK", "0") == "0"
 
 
 class RewardPool:
@@ -56,7 +64,7 @@ class RewardPool:
             raise RewardError(f"the scorer of task {task.name} may hang, so it needs reward_workers of 1 or more")
         self._scorer = None if workers else load(scoring)
         self.is_users = bool(reward)
-        self._settings = (scoring, min(timeout_s, task.timeout_s))
+        self._settings = (scoring, min(timeout_s, task.timeout_s), Prints() if _is_own(task_spec, reward) else None)
         self._num_workers = workers
         self._workers = [Worker(*self._settings) for _ in range(workers)]
 
@@ -115,7 +123,7 @@ class RewardPool:
         sheet = self._sheet
         sheet.close_groups()
         with self._closing_on_error():
-            while not sheet.is_complete(self._error_limit):
+            while not self._is_complete(sheet):
                 if self._scorer is not None:
                     for unit in sheet.next_units(1, self._scorer.compares):
                         sheet.put(unit, score_together(self._scorer, [sheet.answers[place] for place in unit]))
@@ -125,14 +133,24 @@ class RewardPool:
         self._sheet = Sheet()
         return sheet.scores()
 
+    def _is_complete(self, sheet: Sheet) -> bool:
+        """Say whether all is scored; before the pool gives up, what failed first is shown."""
+        try:
+            return sheet.is_complete(self._error_limit)
+        except RewardError:
+            if self.is_users:
+                self.say_failure(sheet.scores())
+            raise
+
     def say_failure(self, scores: Scores | None) -> None:
         """Say on stderr what failed first: once, the metrics count the rest. None: another process says it."""
         if (scores is None or scores.causes) and not self._has_spoken:
             self._has_spoken = True
             if scores is not None:
+                shown = indent(scores.first_error, "  ")
                 print(
                     f"rwkv-es: the reward failed on {len(scores.causes)} of {len(scores.rewards)} answers, which count "
-                    f"as 0; the first time: {scores.first_cause} (reported once; reward_errors counts on)",
+                    f"as 0 (reported once; reward_errors counts on); the first time:\n{shown}",
                     file=sys.stderr,
                 )
 

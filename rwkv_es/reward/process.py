@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import os
 import pickle
 import signal
 import threading
@@ -13,6 +14,7 @@ from multiprocessing import connection, get_context
 
 from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer
+from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.worker import Result, Scoring, end_processes, serve
 
 STARTUP_S = 60.0
@@ -26,16 +28,21 @@ _alive: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 class Worker:
     """A process that scores; `pending` are the units of what it was sent and has not scored."""
 
-    def __init__(self, scoring: Scoring, timeout_s: float) -> None:
+    def __init__(self, scoring: Scoring, timeout_s: float, prints: Prints | None = None) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         their_lifeline, self.lifeline = context.Pipe(duplex=False)  # broken when this process is gone
-        arguments = (theirs, their_lifeline, scoring, (timeout_s, ORPHAN_S))
+        ours, output = context.Pipe(duplex=False) if prints is not None else (None, None)
+        arguments = (theirs, their_lifeline, output, scoring, (timeout_s, ORPHAN_S))
         self.process = context.Process(target=serve, args=arguments)  # no daemon: those may not start processes
         self.process.start()
         _alive.add(self)
         theirs.close()
         their_lifeline.close()
+        if prints is not None and ours is not None and output is not None:
+            output.close()
+            prints.follow(os.dup(ours.fileno()))
+            ours.close()
         self.timeout_s = timeout_s
         self.deadline = time.monotonic() + STARTUP_S
         self.sender: threading.Thread | None = None

@@ -13,6 +13,7 @@ from rwkv_es.reward.worker import NO_LOGS, Result
 
 TRIES = 3  # with an answer whose worker ends, and with workers that are killed before they are ready
 MIN_ITEMS_FOR_LIMIT = 16
+_SHOWN = 60  # characters of either end of a text
 NO_CAUSES: Mapping[int, str] = MappingProxyType({})
 
 
@@ -29,7 +30,7 @@ class Scores(NamedTuple):
     rewards: list[float | None]
     errors: int
     timeouts: int
-    first_error: str  # traceback of the first failure in the order of the texts; "" without failures
+    first_error: str  # what the first failure in the order of the texts is, and on which text; "" without failures
     metrics: Mapping[str, float] = NO_LOGS  # what the rewards log, averaged over the texts that have it
     causes: Mapping[int, str] = NO_CAUSES  # of the failures, in one line each, by their places in `rewards`
 
@@ -106,15 +107,24 @@ class Sheet:
             raise too_many_failed(self.num_failed, scores.timeouts, size, error_limit, scores)
         return len(self.results) == size
 
+    def _explained(self, place: int) -> str:
+        """Say what failed, and on which answer."""
+        answer = self.answers[place]
+        return f"{self.results[place].error}\non the answer {_ends(answer.text)} to {_ends(answer.problem.prompt)}"
+
     def scores(self) -> Scores:
         """Return what is known so far, in the order of the places."""
         known = [self.results[place] for place in sorted(self.results)]
         failed = [result for result in known if result.error]
         timeouts = sum(result.is_timeout for result in failed)
-        first_error = failed[0].error if failed else ""
+        first_error = next((self._explained(place) for place in sorted(self.results) if self.results[place].error), "")
         causes = {place: result.cause for place, result in enumerate(known) if result.error}
         rewards = [result.reward for result in known]
         return Scores(rewards, len(failed) - timeouts, timeouts, first_error, _averages(known), causes)
+
+
+def _ends(text: str) -> str:
+    return repr(text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}")
 
 
 def _averages(results: Sequence[Result]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Answers scored, and the process that does nothing else: the far side of the pipe from `process.Worker`."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rwkv_es.errors import RwkvEsError, cause
+from rwkv_es.errors import RwkvEsError, cause, own_traceback
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
 from rwkv_es.system.streams import make_unfailing
@@ -81,24 +82,26 @@ def _score_in_worker(scorer: Scorer, answers: Sequence[Answer]) -> list[Result] 
 
 
 def _failure(error: BaseException) -> Result:
-    said = cause(error)
+    said, hint = cause(error), ""
     if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
         limit = f"a reward may allocate {MEMORY_BYTES >> 30} GiB beyond what importing its file takes"
-        said = f"{said}; {limit}: load models at import, outside of the function"
+        hint = f"; {limit}: load models at import, outside of the function"
     try:
-        return Result(0.0, traceback.format_exc()[-MAX_ERROR_CHARS:], said)
+        return Result(0.0, own_traceback(error) + hint, said + hint)
     except Exception:  # noqa: BLE001  out of memory again, or the error cannot be written
-        return Result(0.0, said, said)
+        return Result(0.0, said + hint, said + hint)
 
 
-def serve(parent: Connection, lifeline: Connection, scoring: Scoring, time: tuple[float, float]) -> None:
-    """Score batches of groups until the parent hangs up.
+def serve(
+    parent: Connection, lifeline: Connection, output: Connection | None, scoring: Scoring, time: tuple[float, float]
+) -> None:
+    """Score batches of groups until the parent hangs up; what is printed goes to `output`, or nowhere.
 
     The first message is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
     for one answer, and how far over it this process goes before it ends itself.
     """
     make_unfailing()  # for what rewards print
-    _isolate()
+    _isolate(output)
     _guard(parent, lifeline)
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
     try:
@@ -145,13 +148,18 @@ def _groups_below(leader: int) -> Iterable[int]:
     return groups - {leader, os.getpgrp()}
 
 
-def _isolate() -> None:
-    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to nowhere."""
+def _isolate(output: Connection | None) -> None:
+    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to the output."""
     if hasattr(os, "setsid"):
         os.setsid()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    handle = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    if output is not None:
+        output.close()
+        for stream in (sys.stdout, sys.stderr):  # a line at a time, since this process may be ended at any time
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)
 
 
 def _guard(parent: Connection, lifeline: Connection) -> None:

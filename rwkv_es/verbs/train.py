@@ -188,5 +188,14 @@ def as_matrix(rewards: Sequence[float | None], config: Config, texts: Sequence[s
 
 
 def _scoring(config: Config, cluster: Cluster) -> Config:
-    """Return the options for the scorers: with several processes, `refuse_failing` judges what fails in all of them."""
+    """Return the options for the scorers: with several processes, `refuse_failing` judges what fails in all of them.
+
+    Raises:
+        ConfigError: a reward is to see together what no process has together.
+    """
+    if cluster.size > 1 and config.reward_group != "pair":
+        raise ConfigError(
+            f"reward_group {config.reward_group} puts answers of all members together, and {cluster.size} processes "
+            "have some each; train in one process, or take reward_group pair"
+        )
     return config if cluster.size == 1 else replace(config, reward_error_limit=1.0)

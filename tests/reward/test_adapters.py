@@ -1,5 +1,7 @@
 """Rewards as TRL, verl and plain Python write them, unmodified; alone, several, and through the worker processes."""
 
+import re
+
 import pytest
 
 from rwkv_es.errors import RewardError
@@ -336,8 +338,8 @@ def test_what_compares_sees_the_answers_of_a_group_together_and_alone_where_that
     assert not load_scorer(task(), f"{folder}/plain.py:length").compares
 
 
-def pool_with(reward: str, workers: int) -> RewardPool:
-    return RewardPool("copy", "", workers, 10.0, 1.0, reward=reward)
+def pool_with(reward: str, workers: int, error_limit: float = 1.0) -> RewardPool:
+    return RewardPool("copy", "", workers, 10.0, error_limit, reward=reward)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -405,8 +407,60 @@ def test_the_first_failure_is_said_once(folder, capsys):
     with pool_with(f"{folder}/trl.py:longest_may_fail", 0) as pool:
         for _ in range(2):
             pool.say_failure(pool.score([PROBLEM] * 3, ["ok", "fail", "fail"]))
-    said = capsys.readouterr().err
-    assert said.startswith(
-        "rwkv-es: the reward failed on 2 of 3 answers, which count as 0; the first time: KeyError: 'fail' (trl.py"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == (
+        "rwkv-es: the reward failed on 2 of 3 answers, which count as 0 (reported once; reward_errors counts on); the "
+        "first time:"
     )
-    assert said.count("\n") == 1
+    assert re.match(rf'  File "{folder}/trl\.py", line \d+, in longest_may_fail', said[1])
+    assert said[-2:] == ["  KeyError: 'fail'", f"  on the answer 'fail' to {PROBLEM.prompt!r}"] and len(said) < 15
+
+
+DEEP = """
+import json
+
+def score(completion, answer):
+    return outer(completion, 20)
+
+def outer(text, depth):
+    return outer(text, depth - 1) if depth else inner(text)
+
+def inner(text):
+    return json.loads(text)["score"]
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failure_is_a_short_traceback_of_the_users_own_frames(tmp_path, capsys, workers):
+    (tmp_path / "deep.py").write_text(DEEP)
+    with pool_with(f"{tmp_path}/deep.py:score", workers) as pool:
+        pool.say_failure(pool.score([PROBLEM], ["no json" * 40]))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) < 15
+    frames = [line.strip() for line in said if line.strip().startswith("File")]
+    assert frames[0] == f'File "{tmp_path}/deep.py", line 5, in score'
+    assert frames[-1] == f'File "{tmp_path}/deep.py", line 11, in inner', "not the library's, where it was raised"
+    assert 'return json.loads(text)["score"]' in "\n".join(said) and "JSONDecodeError: Expecting value" in said[-2]
+
+
+def test_where_too_many_fail_the_first_failure_is_shown_before_the_end(tmp_path, capsys):
+    (tmp_path / "deep.py").write_text(DEEP)
+    with (
+        pool_with(f"{tmp_path}/deep.py:score", 1, error_limit=0.1) as pool,
+        pytest.raises(RewardError, match="failed on"),
+    ):
+        pool.score([PROBLEM] * 16, ["no json"] * 16)
+    assert "line 11, in inner" in capsys.readouterr().err
+
+
+def test_a_reward_of_trls_form_may_see_answers_to_several_problems(tmp_path):
+    (tmp_path / "group.py").write_text(
+        "def rank(prompts, completions, level, **columns):\n"
+        "    assert len(set(prompts)) == 2 and level == [1, 1, 7]\n"
+        "    return [float(len(c) == max(map(len, completions))) for c in completions]\n"
+    )
+    problems = [Problem("a", "", {"level": 1}), Problem("a", "", {"level": 1}), Problem("b", "", {"level": 7})]
+    with pool_with(f"{tmp_path}/group.py:rank", 1) as pool:
+        for place, (problem, text) in enumerate(zip(problems, ("x", "xxx", "xx"))):
+            pool.submit(place, Answer(problem, text), Group("step", 3))
+        assert pool.gather().rewards == [0.0, 1.0, 0.0]

@@ -1,6 +1,7 @@
 """Other people's rewards, tasks and data, each trained on by one command and without an edit of the package."""
 
 import json
+import re
 
 import pytest
 from checkpoints import random_params
@@ -107,9 +108,9 @@ def test_rewards_that_compare_answers_tell_the_members_of_a_pair_apart(work, sam
 def test_a_reward_that_always_fails_is_said_once_with_its_own_last_line(work, command, capsys):
     data = "--task jsonl --data data --template raw --max-new-tokens 4 --eval-size 2 --engine torch --threads 1"
     assert main([*command.split(), *data.split(), "--reward", "trl.py:misspelt"]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "reward failed" in line]
-    assert len(said) == 1 and "KeyError: 'solution' (trl.py, line 7" in said[0]
-    assert 'return [float(kwargs["solution"][0] in c) for c in completions]' in said[0]
+    said = capsys.readouterr().err
+    assert said.count("the reward failed on") == said.count("KeyError: 'solution'") == 1
+    assert re.search(r'trl\.py", line 7, in misspelt\n +return \[float\(kwargs\["solution"\]\[0\] in c\)', said)
 
 
 def test_a_task_whose_reward_has_a_mistake_is_told_so(work, capsys):
@@ -207,3 +208,21 @@ def test_every_prompt_may_start_with_token_0(work):
     with_bos, without = (open_session(build({"model": "tiny", "task": "copy", "bos": bos})) for bos in (True, False))
     problem = without.task.problems("test")[0]
     assert encode_prompt(with_bos, problem) == (0, *encode_prompt(without, problem))
+
+
+SEEN = """
+def seen(completions, prompts, **columns):
+    with open("seen.txt", "a") as file:
+        file.write(f"{len(completions)} {len(set(prompts))}\\n")
+    return [float(len(text)) for text in completions]
+"""
+
+
+@pytest.mark.parametrize("group, calls", [("pair", ["4 1"] * 4), ("problem", ["8 1"] * 2), ("step", ["16 2"])])
+def test_a_reward_that_compares_sees_the_group_that_the_option_says(work, group, calls):
+    (work / "seen.py").write_text(SEEN)
+    command = "--model tiny --task jsonl --data data --template raw --reward seen.py:seen --samples 2 --temperature 1"
+    options = f"--steps 1 --population 4 --prompts 2 --eval-every 0 --reward-group {group} --max-new-tokens 4 --run run"
+    assert main(["train", *command.split(), *options.split()]) == 0
+    lines = (work / "seen.txt").read_text().splitlines()
+    assert lines[-len(calls) :] == calls, "those before are of the reference answers"

@@ -346,3 +346,10 @@ def test_rewards_that_compare_see_the_same_groups_in_any_number_of_processes_and
         for text in (capsys.readouterr().err, "".join(outputs))
     ]
     assert said == [1, 1]
+
+
+def test_processes_that_have_some_members_each_refuse_groups_of_all(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    options = {"reward": tmp_path / "own.py:length", "reward-group": "problem", "steps": 1}
+    codes, outputs = run_together(2, arguments(tmp_path / "run", **options))
+    assert codes == [2, 2] and "train in one process, or take reward_group pair" in "".join(outputs)

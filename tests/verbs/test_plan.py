@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,3 +222,14 @@ def test_a_plan_of_a_file_needs_no_torch():
 def test_gpus_are_not_measured_here(capsys):
     assert main(["plan", "0.1b", "--gpus", "h100-80", "--measure"]) == 2
     assert "measure times this machine's CPU" in capsys.readouterr().err
+
+
+def test_a_run_whose_snapshots_find_no_room_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=3_000_000))
+    words = r"will take 6\.26 MB \(a snapshot is 1\.02 MB, 4 are kept or being written\) and 3\.00 MB are free"
+    with pytest.raises(ConfigError, match=words), explaining_out_of_memory(Config(run=str(tmp_path / "run"), steps=40)):
+        raise AssertionError("nothing may begin")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "earlier").write_bytes(bytes(4_000_000))  # what is there will be replaced, or stays as it is
+    with explaining_out_of_memory(Config(run=str(tmp_path / "run"), steps=40)):
+        pass

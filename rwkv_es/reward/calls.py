@@ -1,0 +1,73 @@
+"""What a reward is called with and what it returns, as text: for somebody who looks why it pays what it pays."""
+
+import functools
+import inspect
+import reprlib
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any
+
+from rwkv_es.errors import own_traceback
+from rwkv_es.reward.adapters import Answer, load_scorer, scorer_of
+from rwkv_es.reward.loading import form_of, load_function
+from rwkv_es.reward.values import number
+from rwkv_es.task.task import Task
+
+_MAX_CHARS, _MAX_ITEMS = 100, 3
+
+
+def recorded(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    """Return a function that does the same and notes each call as text."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        given = [*map(shortened, arguments), *(f"{name}={shortened(value)}" for name, value in named.items())]
+        calls.append(f"{getattr(function, '__name__', 'reward')}({', '.join(given)})")
+        return function(*arguments, **named)
+
+    call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return call
+
+
+def shortened(value: Any) -> str:
+    """Return a value as a call shows it: both ends of long texts, the first entries of long lists."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = _MAX_CHARS
+    short.maxlist = short.maxtuple = short.maxdict = _MAX_ITEMS
+    return "<function>" if inspect.isfunction(value) else short.repr(value)
+
+
+def form_in_words(reference: str, signature: str) -> str:
+    """Say which form a reward has.
+
+    Raises:
+        RewardError: it cannot be loaded, or has no known form.
+    """
+    function = load_function(reference)
+    form = form_of(function, reference) if signature == "auto" else signature
+    parameters = ", ".join(inspect.signature(function).parameters)
+    told = "inferred from its parameters" if signature == "auto" else "as you say"
+    return f"{reference} ({parameters}): called as {form}, {told}"
+
+
+def score_shown(task: Task, reference: str, signature: str, answers: Sequence[Answer]) -> list[str]:
+    """Score answers to one problem together, and return as lines the call, what each earned, or the failure."""
+    calls: list[str] = []
+    began = perf_counter()
+    try:
+        if reference.startswith("builtin:"):
+            scorer = load_scorer(task, reference)
+        else:
+            scorer = scorer_of(recorded(load_function(reference), calls), task, signature, reference)
+        outcomes = scorer.score(answers)
+        values = [number(outcome.value) for outcome in outcomes]
+    except Exception as error:  # noqa: BLE001  the user's own code
+        return [*(f"  {call}" for call in calls[-1:]), *(f"    {line}" for line in own_traceback(error).splitlines())]
+    took = perf_counter() - began
+    lines = [f"  {call}" for call in calls[:1]] if scorer.compares else []
+    for place, (answer, outcome, value) in enumerate(zip(answers, outcomes, values)):
+        if not scorer.compares and place < len(calls):
+            lines.append(f"  {calls[place]}")
+        logs = f"  logs {outcome.logs}" if outcome.logs else ""
+        lines.append(f"    {shortened(answer.text)} -> {'not applicable' if value is None else f'{value:g}'}{logs}")
+    return [*lines, f"    in {took * 1000:.1f} ms"]
