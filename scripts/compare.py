@@ -1,0 +1,115 @@
+"""Compare our ES with what people use: the same warm start, the same budget, the same small sweep, then seeds.
+
+    python scripts/compare.py --budget cpu-seconds --amount 15 --out runs/compare
+    python scripts/compare.py --budget generations --amount 1024 --methods ours grpo --seeds 2 --out runs/short
+    python scripts/compare.py --out runs/compare --only-tables
+
+A sweep tries every method's settings (its `GRID`) once, judged on training problems that nobody trains on; the best
+goes on to the seeds, judged on held-out problems. All records go to records.jsonl; a start with the same folder goes on
+from there. Tables (tables.md) and curves (*.svg) are made from it. Needs the extra `compare`; a run takes one core.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare.methods import METHODS
+from compare.race import CONTROLS, SWEEP_SEED, Entry, in_child, run
+from compare.records import Record, best_settings, is_done, read_records
+from compare.tables import tables
+from compare.world import World, open_world
+
+BUDGETS = ("cpu-seconds", "generations")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A pass over entries: which problems judge them."""
+
+    name: str  # "sweep", "final"
+    problems: str  # "tune", "test"
+    thrift: int  # what the number of problems is divided by
+
+
+SWEEP, FINAL = Phase("sweep", "tune", 2), Phase("final", "test", 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the runs that are not there yet, then tables and curves."""
+    options = parse(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for task in () if options.only_tables else options.tasks:
+        compare(open_world(options.model, task), task, options)
+    print(tables(options.out))
+    return 0
+
+
+def compare(world: World, task: str, options: argparse.Namespace) -> None:
+    """Sweep every method, then run the best settings with every seed: a seed of all methods after the other."""
+    for entry in sweep_entries(options):
+        make(world, task, SWEEP, entry, options)
+    for seed in range(options.seeds):
+        for method in options.methods:
+            settings = best_settings(read_records(options.out), task, method)
+            entry = Entry(method, settings, seed, options.budget, options.amount, options.control)
+            make(world, task, FINAL, entry, options)
+
+
+def sweep_entries(options: argparse.Namespace) -> Iterator[Entry]:
+    """Yield all methods' settings."""
+    for method in options.methods:
+        for settings in METHODS[method].GRID:
+            yield Entry(method, settings, SWEEP_SEED, options.budget, options.amount * options.share)
+
+
+def make(world: World, task: str, phase: Phase, entry: Entry, options: argparse.Namespace) -> None:
+    """Make one run in a process of its own, unless its records are there; append them."""
+    head = {"task": task, "phase": phase.name, **entry._asdict()}
+    if is_done(read_records(options.out), head):
+        return
+    problems = getattr(world, phase.problems)[: options.judge // phase.thrift]
+    records = in_child(lambda: run(world, entry, problems))
+    append(options.out, [{**head, **record, "is_last": record is records[-1]} for record in records])
+    last = records[-1]
+    print(
+        f"{task} {phase.name} {entry.method} {json.dumps(entry.settings)} seed {entry.seed} {entry.control}: "
+        f"{records[0]['accuracy']:.1%} -> {last['accuracy']:.1%} in {last['cpu_s']:.1f} s and "
+        f"{last['generations']} answers",
+        flush=True,
+    )
+
+
+def append(folder: Path, records: Sequence[Record]) -> None:
+    """Append records."""
+    with (folder / "records.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(name: str, default: Any, meaning: str, **others: Any) -> None:
+        parser.add_argument(f"--{name}", default=default, help=f"{meaning} (default {default})", **others)
+
+    add("model", "tiny", "the warm start")
+    add("tasks", ["countdown_mini", "arithmetic_mini"], "tasks", nargs="+")
+    add("methods", list(METHODS), "methods", nargs="+", choices=list(METHODS))
+    add("budget", "cpu-seconds", "what is equal", choices=BUDGETS)
+    add("amount", 15.0, "how much of it a final run has", type=float)
+    add("share", 0.5, "share of it that a run of the sweep has", type=float)
+    add("seeds", 5, "final runs of each method", type=int)
+    add("judge", 300, "problems that judge", type=int)
+    add("control", "none", "what is done to the rewards before they are learned from", choices=CONTROLS)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--only-tables", action="store_true", help="make no run")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
