@@ -8,7 +8,7 @@ from typing import Any
 
 from rwkv_es import __version__
 from rwkv_es.config.combinations import idle_options
-from rwkv_es.config.file import is_run_folder, load_file, run_folder
+from rwkv_es.config.file import is_run_folder, load_file, recipe_for, run_folder
 from rwkv_es.config.flags import (
     CHECK_OPTIONS,
     FOLDER_VERBS,
@@ -124,6 +124,8 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
             raise ConfigError(f"{name} is given twice: {main_value!r} and {given[name]!r}; leave one out")
         given[name] = main_value
     given = {name: at_home(FIELDS[name], value) for name, value in given.items()}
+    recipe = recipe_for(given) if verb == "train" and not file else ""
+    file = file or recipe
     config = build(_with_files(verb, file, given), verb)
     if verb in MAIN_OPTION and not getattr(config, MAIN_OPTION[verb]):
         raise ConfigError(f"{verb} needs a {MAIN_OPTION[verb]}: rwkv-es {verb} {MAIN_OPTION[verb].upper()}")
@@ -133,6 +135,8 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
 
         dry_run(config)
         return None
+    if recipe:
+        _note(f"no model is named, so the embedded one is trained by its recipe: --config {recipe}")
     if verb in ("train", "resume"):
         return config
     run = _verb(verb)
@@ -148,8 +152,13 @@ def _mind_idle(config: Config, verb: str, given: dict[str, Any], is_old: bool) -
         if is_written and not idle.is_harmless:
             raise ConfigError(idle.text)
         is_of_interest = is_written or not config.text  # the file of a run or a recipe serves every command
-        if is_of_interest and os.environ.get("RANK", "0") == "0":
-            _complain(f"note: {idle.text}")
+        if is_of_interest:
+            _note(idle.text)
+
+
+def _note(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        _complain(f"note: {text}")
 
 
 def _is_of_run(verb: str, file: str, config: Config) -> bool:

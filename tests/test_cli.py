@@ -50,6 +50,8 @@ def test_flags_reach_the_verb_converted(ran):
         main(
             [
                 "train",
+                "--model",
+                "tiny",
                 "--steps",
                 "3",
                 "--lr=1e-2",
@@ -68,11 +70,21 @@ def test_flags_reach_the_verb_converted(ran):
 
 
 def test_training_leaves_the_best_weights_exported_and_a_report(ran):
-    assert main(["train", "--steps", "3"]) == 0
+    assert main(["train", "--model", "tiny", "--steps", "3"]) == 0
     assert ran == {"train": Config(steps=3), "export": Config(run="the-run"), "write_report": Path("the-run")}
     ran.clear()
     assert main(["train", "--steps", "0"]) == 0
     assert "export" not in ran
+
+
+@pytest.mark.parametrize(("task", "recipe"), [("countdown_mini", "tiny"), ("arithmetic_mini", "arithmetic")])
+def test_without_a_model_the_embedded_one_is_trained_by_its_recipe(ran, capsys, task, recipe):
+    flags = ["--task", task] if task != "countdown_mini" else []
+    assert main(["train", *flags, "--steps", "7", "--run", "r"]) == 0
+    assert f"--config {recipe}" in capsys.readouterr().err
+    taken = ran["train"]
+    assert main(["train", "--config", recipe, "--steps", "7", "--run", "r"]) == 0
+    assert ran["train"] == taken and taken.steps == 7 and taken.task == task and taken.targets["head.weight"] > 1
 
 
 def test_a_files_spelling_of_a_flag_is_understood_but_values_are_left_alone(ran):
@@ -132,7 +144,7 @@ def test_a_user_error_of_a_verb_is_one_line_even_if_its_text_has_several(ran, ca
         raise CheckpointError("the file is\n  broken")
 
     monkeypatch.setattr(sys.modules["rwkv_es.verbs.train"], "train", fail)
-    assert complaint(capsys, ["train"]) == "rwkv-es: the file is broken\n"
+    assert complaint(capsys, ["train", "--model", "tiny"]) == "rwkv-es: the file is broken\n"
 
 
 def test_what_a_message_repeats_is_no_terminal_command(capsys):

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ _DEEPEST = 16  # dots in a TOML key
 LONGEST_NAME_BYTES = 120  # of a folder, before what may be added; file systems take 255
 _EMBEDDED = Path(__file__).parent.parent / "tiny"
 RECIPES = {"tiny": str(_EMBEDDED / "recipe.yaml"), "arithmetic": str(_EMBEDDED / "arithmetic.yaml")}
+
+
+def recipe_for(given: Mapping[str, Any]) -> str:
+    """Return the recipe of the embedded model for the task, if no model is given; "" if there is none."""
+    tasks = {"countdown_mini": "tiny", "arithmetic_mini": "arithmetic"}
+    return "" if "model" in given else tasks.get(given.get("task", "countdown_mini"), "")
 
 
 def is_run_folder(path: str) -> bool:

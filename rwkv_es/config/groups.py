@@ -82,7 +82,7 @@ class ESOptions:
     """Evolution strategy."""
 
     population: int = option(
-        256, "members per step (even: they come in mirrored pairs)", at_least=1, at_most=MOST_ANSWERS
+        256, "members per step (even: they come in mirrored pairs)", "train doctor", at_least=1, at_most=MOST_ANSWERS
     )
     prompts: int = option(
         8, "problems that every member answers in a step", "train doctor", at_least=1, at_most=MOST_ANSWERS
@@ -90,9 +90,9 @@ class ESOptions:
     samples: int = option(
         1, "completions per member and problem (eval: besides the greedy one)", _ASK, at_least=1, at_most=MOST_SAMPLES
     )
-    steps: int = option(100, "training steps", at_least=0, on_resume="free")
+    steps: int = option(100, "training steps", "train doctor", at_least=0, on_resume="free")
     sigma: float = option(1e-3, "noise scale", "train doctor", above=0)
-    lr: float = option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps", above=0)
+    lr: float = option(1e-3, "learning rate alpha of W += alpha/N * sum f*eps", "train doctor", above=0)
     targets: Mapping[str, float] = option(
         DEFAULT_TARGETS,
         "what is perturbed: name=multiplier,...; a name is matrices, vectors, state, or a pattern like head.weight",

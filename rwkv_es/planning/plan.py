@@ -1,4 +1,4 @@
-"""What a training run will take, from its options: memory, disk, network, time, and how far the weights will walk.
+"""What a training run will take, from its options: memory, disk, network, time.
 
 Nothing is loaded but the file's header and the task's numbers; torch only if the rates of this CPU are measured.
 """
@@ -24,7 +24,6 @@ from rwkv_es.engine.memory import (
     needed,
     targets_of,
 )
-from rwkv_es.es.schedule import decay
 from rwkv_es.model.layout import expected_shapes
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.devices import Device, devices_of, here, num_cores
@@ -190,19 +189,6 @@ def wire_bytes(plan: Plan) -> int:
     others = plan.num_devices - 1
     counters = _WIRE_REWARDS if plan.config.reward else _WIRE_COUNTERS
     return others * 8 * plan.config.population * plan.config.prompts + counters * plan.num_devices * (others > 0)
-
-
-def walk(config: Config) -> tuple[float, float] | None:
-    """Return how far a weight moves at most in a step, and in all steps as a random walk; None: not known.
-
-    A z-scored fitness has a variance of 1 if all problems agree, of 1/P if the rewards are pure noise. An entry of
-    A B^T/sqrt(r) has variance 1, so that the mean of N such products, weighted by it, is as large as 1/sqrt(N).
-    """
-    if config.fitness != "zscore" or config.optimizer != "sgd":
-        return None
-    factors = [decay(config.schedule, step, config.steps, config.schedule_end) for step in range(config.steps)]
-    first = config.lr * max(config.targets.values()) / math.sqrt(config.population)
-    return first, first * math.sqrt(sum(factor * factor for factor in factors))
 
 
 def alternatives(plan: Plan) -> dict[str, int]:

@@ -1,13 +1,10 @@
 """A plan as text: what a run takes, then what to change."""
 
-import math
-
-from rwkv_es.config.options import Config
 from rwkv_es.noise.targets import Target
-from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, walk, wire_bytes
+from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, wire_bytes
+from rwkv_es.planning.walk import walk_lines
 from rwkv_es.system.texts import size
 
-WALK_PROPOSED, WALK_PUBLISHED = 1e-3, 2e-3  # of a weight, over a run; published: EGGROLL's runs
 _PARTS = {
     "program": "program and libraries",
     "weights": "weights",
@@ -24,7 +21,8 @@ _PARTS = {
 
 def plan_lines(made: Plan) -> list[str]:
     """Return a plan as text: what it takes, then what to change."""
-    return [*_head(made), *_memory(made), *_flight(made), *_disk(made), *_time(made), *_walk(made.config)]
+    walk = walk_lines(made.config, made.header.arch.n_embd)
+    return [*_head(made), *_memory(made), *_flight(made), *_disk(made), *_time(made), *walk]
 
 
 def duration(seconds: float) -> str:
@@ -141,19 +139,3 @@ def _evaluations(made: Plan) -> str:
         return ""
     every, found = made.config.eval_every, made.evaluation.generate_s
     return f", an evaluation of {made.config.eval_size} problems {duration(found)} (every {every} steps)"
-
-
-def _walk(config: Config) -> list[str]:
-    found = walk(config)
-    if found is None:
-        return []
-    step, total = found
-    noise = step / math.sqrt(config.prompts)
-    lines = [
-        f"walk: a step moves a weight by at most {step:.2g}, {step / config.sigma:.2g} sigma ({noise:.2g} by "
-        f"rewards of noise), {config.steps} steps as a random walk by {total:.2g}; stay below {WALK_PROPOSED:g} "
-        f"(published runs: about {WALK_PUBLISHED:g})"
-    ]
-    if total > WALK_PROPOSED:
-        lines.append(f"  change: --lr {config.lr * WALK_PROPOSED / total:.2g}, fewer steps, or a larger population")
-    return lines

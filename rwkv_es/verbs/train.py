@@ -25,7 +25,9 @@ from rwkv_es.measure.tracker import open_tracker
 from rwkv_es.model.batch import Verdict
 from rwkv_es.planning.out_of_memory import explaining_out_of_memory
 from rwkv_es.planning.preflight import preflight
+from rwkv_es.planning.walk import walk_lines
 from rwkv_es.reward.adapters import Scorer
+from rwkv_es.reward.pool import RewardPool
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.identity import ENGINE_DTYPE, contents, in_words
 from rwkv_es.run.joining import joined, refuse_endless_starts
@@ -73,13 +75,20 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
         try:
             with open_scorers(_scoring(config, cluster), scorer) as scorers:
                 cluster.on_leader(
-                    lambda: None if ledger is None or ledger.steps else preflight(config, session, scorers)
+                    lambda: None if ledger is None or ledger.steps else _look_ahead(config, session, scorers)
                 )
                 _go_on(Run(config, cluster, session, es, scorers, ledger))
         finally:
             if ledger is not None:
                 ledger.close()
     return folder if cluster.is_leader else None
+
+
+def _look_ahead(config: Config, session: Session, scorers: RewardPool) -> None:
+    """Before the first step, check what is asked and scored; say how far the weights will walk."""
+    preflight(config, session, scorers)
+    for line in walk_lines(config, session.model.arch.n_embd):
+        print(line)
 
 
 def steady_everywhere(cluster: Cluster, session: Session, es: ES) -> Session:

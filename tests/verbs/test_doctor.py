@@ -9,14 +9,27 @@ from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.measure.console import held_out_line
 from rwkv_es.planning.preflight import Gold, preflight
+from rwkv_es.planning.probing import (
+    Base,
+    Proposal,
+    Spread,
+    climb,
+    suggest_lr,
+    suggest_population,
+    suggest_prompts,
+    suggest_sigma,
+    suggest_targets,
+)
+from rwkv_es.run.ledger import read_metrics
 from rwkv_es.session import open_scorers, open_session
 from rwkv_es.task.task import SPLITS
 from rwkv_es.verbs import doctor
-from rwkv_es.verbs.doctor import Base, Findings, Spread, suggest_prompts, suggest_sigma, warnings
+from rwkv_es.verbs.doctor import Findings, warnings, within_walk
 
 GOOD = Gold(10, "", 20, 0, (5, 6, 7))
 MOVING = Spread(1e-3, 0.3, 0.1, 0.5, 0.4)
 STILL = Spread(1e-3, 0.3, 0.0, 0.0, 0.0)
+OPTIONS = Proposal(1e-3, 1e-3, {"matrices": 1.0}, 8, 64)
 
 TASK = """
 from rwkv_es.task import Problem
@@ -45,20 +58,39 @@ def test_the_embedded_model_and_task_are_found_fit(capsys):
     result = json.loads(last)
     assert result["gold"]["num_checked"] == 20 and result["gold"]["wrong"] == ""
     assert result["gold"]["prompt_tokens"] == [8, 8, 8], "three numbers below 10 or 10 itself, a target and three signs"
-    assert [spread["sigma"] for spread in result["spreads"]] == pytest.approx([0.00075, 0.003, 0.012])
-    changed = [spread["share_changed"] for spread in result["spreads"]]
-    assert changed[0] < changed[2] <= 1
-    assert result["suggested"]["sigma"] in [spread["sigma"] for spread in result["spreads"]]
-    assert len(screen) < 24 and all(len(line) < 160 for line in screen)
-    assert f"--sigma {result['suggested']['sigma']:.3g}" in "\n".join(screen)
+    assert list(result["spreads"]) == ["matrices", "head.weight", "emb.weight"]
+    for spreads in result["spreads"].values():
+        assert spreads[0]["share_changed"] <= 0.25 and spreads[-1]["share_changed"] > 0.5, "from little to much"
+        assert 0.003 in [spread["sigma"] for spread in spreads]
+    assert all(len(line) < 160 for line in screen)
+    suggestion = next(line for line in screen if line.startswith("suggestion"))
+    assert f"--sigma {result['suggested']['sigma']:g} --lr {result['suggested']['lr']:g} --targets " in suggestion
 
 
-def test_noise_that_changes_nothing_leaves_the_base_rewards_and_no_signal(tmp_path):
-    result = doctor.doctor(Config(sigma=1e-9, prompts=4, eval_size=2, threads=1, max_new_tokens=40, reward_workers=0))
-    assert [spread["share_changed"] for spread in result["spreads"]] == [0.0] * 3
-    assert [spread["reward"] for spread in result["spreads"]] == [result["base"]["reward"]] * 3
-    assert result["zero_signal"] == 1.0 and result["suggested"]["prompts"] is None
-    assert "a step would move nothing" in result["warnings"][-1]
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0.3, 0.003])
+def test_what_is_proposed_learns_from_a_sigma_that_is_wrong_by_a_factor_of_ten(sigma, tmp_path, capsys):
+    """Ten times too much and ten times too little for the head, whose noise decides; half a minute of one core each."""
+    assert main(["doctor", "tiny", "--threads", "1", "--sigma", str(sigma), "--lr", "1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("suggestion"))
+    flags = line.split()[1:]
+    others = ["--steps", "8", "--eval-every", "8", "--threads", "1", "--slots", "512", "--run", str(tmp_path / "run")]
+    assert main(["train", "--model", "tiny", *flags, *others]) == 0
+    before, after = [row["eval/accuracy"] for row in read_metrics(tmp_path / "run") if "eval/accuracy" in row]
+    assert before < 0.15 and after > before + 0.5
+
+
+def test_noise_that_changes_nothing_is_raised_until_something_does():
+    def spread_at(sigma):
+        tried.append(sigma)
+        changed = 0.0 if sigma < 1 else 0.6 if sigma < 4 else 1.0
+        return Spread(sigma, 0.3, 0.2 * (1 <= sigma < 16), 0.5, changed)
+
+    tried = []
+    assert [spread.sigma for spread in climb(spread_at, 0.5)] == [0.5, 2, 8, 32] == tried
+    tried = []
+    assert [spread.sigma for spread in climb(spread_at, 8)] == [0.5, 2, 8, 32]
+    assert len(climb(lambda sigma: Spread(sigma, 0.3, 0.0, 0.0, 0.0), 1e-9)) == 7, "there is an end to it"
 
 
 def test_the_first_gold_answer_that_is_wrong_is_named_and_the_exit_code_says_so(tmp_path, capsys):
@@ -174,18 +206,50 @@ def test_what_does_not_fit_is_said(tmp_path, capsys):
     assert "may have 13 tokens, but the model was trained on 12" in context
 
 
-def test_the_sigma_with_most_spread_is_suggested_unless_it_breaks_the_model():
+def test_the_sigma_with_the_strongest_signal_is_suggested_unless_it_breaks_the_model():
     low, middle, high = Spread(1, 0.4, 0.01, 0.1, 0.1), Spread(2, 0.3, 0.1, 0.5, 0.5), Spread(4, 0.1, 0.2, 0.7, 0.9)
-    assert suggest_sigma(0.4, [low, middle, high]) == 2
-    assert suggest_sigma(0.2, [low, middle, high]) == 4
-    assert suggest_sigma(1.0, [high]) == 4
-    costs = [Spread(1, -0.3, 0.01, 0.1, 0.1), Spread(2, -0.4, 0.1, 0.5, 0.5), Spread(4, -0.9, 0.2, 0.7, 0.9)]
-    assert suggest_sigma(-0.3, costs) == 2, "rewards may be negative"
+    assert suggest_sigma(0.4, [low, middle, high]) == middle
+    assert suggest_sigma(0.15, [low, middle, high]) == high
+    assert suggest_sigma(1.0, [high]) == high
+    costs = [Spread(1, -0.3, 0.01, 0.1, 0.1), Spread(2, -0.38, 0.1, 0.5, 0.5), Spread(4, -0.9, 0.2, 0.7, 0.9)]
+    assert suggest_sigma(-0.3, costs) == costs[1], "rewards may be negative"
 
 
 def test_without_any_signal_the_sigma_that_changes_half_of_the_answers_is_suggested():
     spreads = [Spread(sigma, 0.0, 0.0, 0.0, changed) for sigma, changed in ((1, 0.0), (2, 0.4), (4, 1.0))]
-    assert suggest_sigma(0.0, spreads) == 2
+    assert suggest_sigma(0.0, spreads).sigma == 2
+
+
+def test_groups_with_half_the_strongest_signal_are_trained_together():
+    def group(sigma, signal):
+        return [Spread(sigma, 0.3, signal, 0.5, 0.5)]
+
+    found = {"matrices": group(0.01, 0.1), "head.weight": group(0.04, 0.06), "emb.weight": group(0.1, 0.04)}
+    assert suggest_targets(0.3, found) == (0.01, {"matrices": 1, "head.weight": 4})
+    assert suggest_targets(0.3, {"matrices": group(0.01, 0.0), "head.weight": group(0.04, 0.1)}) == (
+        0.04,
+        {"head.weight": 1},
+    )
+    assert suggest_targets(0.3, {"matrices": group(0.01, 0.0), "head.weight": group(0.04, 0.0)}) == (
+        0.01,
+        {"matrices": 1},
+    )
+
+
+def test_a_step_moves_an_entry_by_a_third_of_sigma():
+    """lr / N * sum of N products of fitness and noise, both of some variance, is lr * std / sqrt(N) large."""
+    lr = suggest_lr(0.02, 64, 0.5)
+    assert lr * 0.5 / 64**0.5 == pytest.approx(0.3 * 0.02)
+
+
+def test_members_follow_from_the_share_of_pairs_that_differ():
+    assert [suggest_population(share) for share in (1.0, 0.25, 0.01, 0.0)] == [64, 128, 1024, 1024]
+
+
+def test_a_large_model_is_not_sent_on_a_long_walk():
+    proposal = Proposal(1e-3, 1e-2, {"matrices": 1.0}, 8, 64)
+    assert within_walk(Config(steps=100), proposal, 64) == proposal
+    assert within_walk(Config(steps=100), proposal, 2048).lr == pytest.approx(1e-3 * 8 / 10)  # total 1e-3 = lr/8 * 10
 
 
 def test_prompts_follow_from_the_share_with_signal():
@@ -195,16 +259,42 @@ def test_prompts_follow_from_the_share_with_signal():
 @pytest.mark.parametrize(
     ("findings", "words"),
     [
-        (Findings(GOOD, Base([1.0, 1.0], ["", ""], 1.0), [MOVING]), "gets every problem right"),
-        (Findings(GOOD, Base([0.0, 0.0], ["", ""], 1.0), [MOVING]), "scores 0 on every problem"),
-        (Findings(GOOD, Base([1.0, 0.0], ["", ""], 1.0), [STILL, STILL]), "a step would move nothing"),
-        (Findings(GOOD, Base([1.0, 0.0], ["", ""], 0.2), [MOVING]), "only 20% of the answers"),
-        (Findings(GOOD._replace(num_too_long=3), Base([1.0, 0.0], ["", ""], 1.0), [MOVING]), "3 gold answers"),
-        (Findings(GOOD._replace(wrong="it is wrong"), Base([1.0, 0.0], ["", ""], 1.0), [MOVING]), "it is wrong"),
+        (
+            Findings(GOOD, Base([1.0, 1.0], ["", ""], 1.0), {"matrices": [MOVING]}, OPTIONS, MOVING),
+            "gets every problem right",
+        ),
+        (
+            Findings(GOOD, Base([0.0, 0.0], ["", ""], 1.0), {"matrices": [MOVING]}, OPTIONS, MOVING),
+            "scores 0 on every problem",
+        ),
+        (
+            Findings(GOOD, Base([1.0, 0.0], ["", ""], 1.0), {"matrices": [STILL, STILL]}, OPTIONS, STILL),
+            "a step would move nothing",
+        ),
+        (
+            Findings(GOOD, Base([1.0, 0.0], ["", ""], 0.2), {"matrices": [MOVING]}, OPTIONS, MOVING),
+            "only 20% of the answers",
+        ),
+        (
+            Findings(
+                GOOD._replace(num_too_long=3), Base([1.0, 0.0], ["", ""], 1.0), {"matrices": [MOVING]}, OPTIONS, MOVING
+            ),
+            "3 gold answers",
+        ),
+        (
+            Findings(
+                GOOD._replace(wrong="it is wrong"),
+                Base([1.0, 0.0], ["", ""], 1.0),
+                {"matrices": [MOVING]},
+                OPTIONS,
+                MOVING,
+            ),
+            "it is wrong",
+        ),
     ],
 )
 def test_a_warning_for_each_trouble(findings, words):
     (warning,) = warnings(Config(), findings)
     assert words in warning
-    fit = Findings(GOOD, Base([1.0, 0.0], ["", ""], 1.0), [MOVING, STILL])
+    fit = Findings(GOOD, Base([1.0, 0.0], ["", ""], 1.0), {"matrices": [MOVING, STILL]}, OPTIONS, MOVING)
     assert list(warnings(Config(), fit)) == []
