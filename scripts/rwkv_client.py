@@ -1,6 +1,7 @@
 """Answer a task's held-out problems with the `rwkv` package: a judge that shares no code with the engine here.
 
     python scripts/rwkv_client.py MODEL.pth --task countdown_mini --size 300 --out answers.json
+    python scripts/rwkv_client.py BASE.pth --state RUN/MODEL-state.pth --task countdown_mini --out answers.json
 
 Greedy, one sequence at a time, cpu fp32. Of this project only the tokenizer and the task's prompt and scorer are used.
 The problems are the last ones of the split: training evaluates on the first ones to choose its best weights.
@@ -31,7 +32,8 @@ def main() -> int:
     size = len(task.problems("test"))
     places = range(max(size - options.size, 0), size)
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        jobs = [pool.submit(answer, options.model, options.task, options.data, place) for place in places]
+        model = (options.model, options.state)
+        jobs = [pool.submit(answer, model, options.task, options.data, place) for place in places]
         answers = []
         for number, job in enumerate(jobs, 1):
             answers.append(job.result())
@@ -42,8 +44,8 @@ def main() -> int:
     return 0
 
 
-def answer(model: str, task_name: str, data: str, place: int) -> Answer:
-    """Answer the problem at a place of the test split."""
+def answer(model: tuple[str, str], task_name: str, data: str, place: int) -> Answer:
+    """Answer the problem at a place of the test split; model: a checkpoint, and a file with an initial state or ""."""
     task = load_task(task_name, data)
     problem = task.problems("test")[place]
     text = response_prefix(task.template) + _complete(
@@ -52,11 +54,11 @@ def answer(model: str, task_name: str, data: str, place: int) -> Answer:
     return {"prompt": problem.prompt, "text": text, "reward": task.reward(problem, text) or 0.0}
 
 
-def _complete(model: str, prompt: str, stop: tuple[str, ...], max_new_tokens: int) -> str:
+def _complete(model: tuple[str, str], prompt: str, stop: tuple[str, ...], max_new_tokens: int) -> str:
     """Decode greedily until the end token, a stop string or `max_new_tokens` tokens."""
-    client, tokenizer = _load(model)
+    client, tokenizer, start = _load(*model)
     stops = make_stops(tokenizer, stop)
-    logits, state = client.forward(tokenizer.encode(prompt), None)
+    logits, state = client.forward(tokenizer.encode(prompt), [part.clone() for part in start])
     written: list[int] = []
     while len(written) < max_new_tokens:
         written.append(int(logits[: tokenizer.n_vocab].argmax()))
@@ -67,8 +69,8 @@ def _complete(model: str, prompt: str, stop: tuple[str, ...], max_new_tokens: in
 
 
 @lru_cache(maxsize=1)
-def _load(model: str) -> tuple[Any, Any]:
-    """Load a checkpoint into the `rwkv` package, once per process."""
+def _load(model: str, state: str) -> tuple[Any, Any, list[Any]]:
+    """Load a checkpoint into the `rwkv` package, once per process; also the state that texts start from."""
     os.environ["RWKV_V7_ON"] = "1"
     import torch
     from rwkv.model import RWKV_x070
@@ -76,12 +78,16 @@ def _load(model: str) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     path = Path(model)
     client = RWKV_x070(model=str(path.with_name(path.name.removesuffix(".pth"))), strategy="cpu fp32")
-    return client, load_tokenizer("auto", path, client.args.vocab_size)
+    start = client.generate_zero_state()
+    for name, tensor in (torch.load(state, weights_only=True) if state else {}).items():
+        start[3 * int(name.split(".")[1]) + 1] = tensor.float()  # blocks.N.att.time_state: the wkv state of layer N
+    return client, load_tokenizer("auto", path, client.args.vocab_size), start
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint in the official .pth layout")
+    parser.add_argument("--state", default="", help="file with an initial state (blocks.*.att.time_state)")
     parser.add_argument("--task", default="countdown_mini")
     parser.add_argument("--data", default="")
     parser.add_argument("--size", type=int, default=300, help="held-out problems")

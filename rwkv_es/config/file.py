@@ -18,7 +18,11 @@ LARGEST_BYTES = 1 << 20  # of a file of options
 _DEEPEST = 16  # dots in a TOML key
 LONGEST_NAME_BYTES = 120  # of a folder, before what may be added; file systems take 255
 _EMBEDDED = Path(__file__).parent.parent / "tiny"
-RECIPES = {"tiny": str(_EMBEDDED / "recipe.yaml"), "arithmetic": str(_EMBEDDED / "arithmetic.yaml")}
+RECIPES = {
+    "tiny": str(_EMBEDDED / "recipe.yaml"),
+    "arithmetic": str(_EMBEDDED / "arithmetic.yaml"),
+    "state": str(_EMBEDDED / "state.yaml"),
+}
 
 
 def recipe_for(given: Mapping[str, Any]) -> str:
