@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 def read_problems(data: str, split: str, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> list[Problem]:
-    """Read a file (for every split), or {split}.jsonl, .jsonl.gz or .parquet in a folder.
+    """Read a file (for every split), or those of the split in a folder (see `data_files`).
 
     `make` turns a row, which has all `fields` in their types, into a problem; its ValueError names the line.
 
@@ -38,11 +38,11 @@ def read_rows(data: str, split: str) -> Iterator[tuple[str, Row]]:
     Raises:
         TaskError: unreadable, no rows, not an object, or a problem that must not be trained on.
     """
-    file = _data_file(data, split)
-    for where, row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
-        if split == "train":
-            refuse_held_out(where, row)
-        yield where, row
+    for file in data_files(data, split):
+        for where, row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
+            if split == "train":
+                refuse_held_out(where, row)
+            yield where, row
 
 
 def fetch_rows(name: str, config: str, split: str) -> Iterator[tuple[str, Row]]:
@@ -107,15 +107,24 @@ def _fingerprints() -> Any:
     return Fingerprints({name: key.get("fingerprints", ()) for name, key in aime_keys().items()})
 
 
-def _data_file(data: str, split: str) -> Path:
+def data_files(data: str, split: str) -> list[Path]:
+    """Return the files with a split's rows: the file itself, or of a folder {split}.jsonl, .jsonl.gz or .parquet.
+
+    Else its shards in the order of their names, as data sets come from the hub: {split}-*.parquet in the folder or in
+    its folder data, or any in a folder {split}.
+
+    Raises:
+        TaskError: there are none.
+    """
     path = Path(data).expanduser()
     if os.path.isfile(path):
-        return path
-    for suffix in SUFFIXES:
-        if os.path.isfile(path / f"{split}{suffix}"):
-            return path / f"{split}{suffix}"
+        return [path]
+    for pattern in (f"{split}", f"{split}-*", f"data/{split}-*", f"{split}/*"):
+        for suffix in SUFFIXES:
+            if found := sorted(file for file in path.glob(f"{pattern}{suffix}") if file.is_file()):
+                return found
     names = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
-    wanted = f"has none of {names}" if os.path.isdir(path) else "does not exist"
+    wanted = f"has none of {names}, nor shards like {split}-*.parquet" if os.path.isdir(path) else "does not exist"
     raise TaskError(f"the data path {data} {wanted}; give a JSONL file or a folder with one for each split")
 
 

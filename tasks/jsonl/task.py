@@ -13,12 +13,13 @@ from rwkv_es.task.answers import answered_number, final_part, last_number
 from rwkv_es.task.datasets import QUESTION_FIELDS, fetch_rows, read_rows
 from rwkv_es.task.numbers import as_text
 
-VERSION = "2"
+VERSION = "3"
 STOP = ("\n\nUser:",)
 MAX_NEW_TOKENS = 500
 TEMPLATE = "chat"
 
 HUB_PREFIX = "hf:"
+MESSAGES = "messages"  # a column with a conversation of one question, and perhaps its answer
 _NUMBER = re.compile(r"\s*[-+−]?\$?[0-9][0-9,]*(?:\.[0-9]+)?\s*")
 
 
@@ -52,15 +53,18 @@ def _is_answer(text: str, right: str) -> bool:
 
 
 def _from_row(where: str, row: Mapping[str, Any]) -> Problem:
-    name = next((name for name in QUESTION_FIELDS if row.get(name) is not None), None)
+    fields = (*QUESTION_FIELDS, MESSAGES)
+    name = next((name for name in fields if row.get(name) is not None), None)
     if name is None:
-        raise TaskError(f"{where} has no question; it needs one of the fields {', '.join(QUESTION_FIELDS)}")
+        raise TaskError(f"{where} has no question; it needs one of the fields {', '.join(fields)}")
     question, meta = row[name], dict(row)
     fail = partial(_fail, f"{where}: field {name!r}")
     if isinstance(question, str):
         meta.pop("prompt", None)
         return Problem(question, _answer_of(where, row), meta)
     turns = _turns(question) or fail(f"must be a text or a list of messages; got {question!r:.80}")
+    if name == MESSAGES and len(turns) > 1 and turns[-1][0] == "assistant":
+        turns.pop()  # the answer, see `_rights`
     if turns[0][0] == "system":
         meta[SYSTEM] = turns.pop(0)[1]
     if [role for role, _ in turns] != ["user"]:
@@ -90,11 +94,21 @@ def _rights(row: Mapping[Any, Any]) -> list[str] | None:
         row.get("answer"),
         row.get("ground_truth"),
         verl.get("ground_truth") if isinstance(verl, Mapping) else None,
+        _said(row.get("completion")),
+        _said(row.get(MESSAGES)),
     ]
     value = next((value for value in found if value is not None), "")
     values = [value] if not isinstance(value, (list, tuple)) else [right for right in value if right is not None]
     texts = [text for text in map(_written, values) if text is not None]
     return [text for text in texts if text] if len(texts) == len(values) > 0 else None
+
+
+def _said(value: Any) -> str | None:
+    """Return a text, or what the assistant says in the last one of some messages; None if it is neither."""
+    if isinstance(value, str):
+        return value
+    turns = _turns(value)
+    return turns[-1][1] if turns and turns[-1][0] == "assistant" else None
 
 
 def _written(value: Any) -> str | None:

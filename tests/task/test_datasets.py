@@ -189,3 +189,31 @@ def test_a_parquet_file_without_the_extra_says_what_to_do(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(TaskError, match=r"pip install rwkv-es\[tasks\]"):
         list(read_rows(str(tmp_path), "train"))
+
+
+@pytest.mark.parametrize(
+    "place", ["train-0000{}-of-00002.jsonl", "data/train-0000{}-of-00002.jsonl", "train/000{}.jsonl"]
+)
+def test_shards_are_read_in_the_order_of_their_names(tmp_path, place):
+    for number in (1, 0):
+        file = tmp_path / place.format(number)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps({"question": f"{number} {row}"}) + "\n" for row in range(2)))
+    (tmp_path / "test-00000-of-00001.jsonl").write_text('{"question": "held out"}\n')
+    assert [row["question"] for _, row in read_rows(str(tmp_path), "train")] == ["0 0", "0 1", "1 0", "1 1"]
+    assert [row["question"] for _, row in read_rows(str(tmp_path), "test")] == ["held out"]
+
+
+def test_parquet_shards_too_and_one_whole_file_goes_first(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for number in range(2):
+        table = pyarrow.table({"question": [f"{number}"], "answer": [[1, 2]]})
+        parquet.write_table(table, tmp_path / f"test-0000{number}-of-00002.parquet")
+    assert [row for _, row in read_rows(str(tmp_path), "test")] == [
+        {"question": "0", "answer": [1, 2]},
+        {"question": "1", "answer": [1, 2]},
+    ]
+    (tmp_path / "test.jsonl").write_text('{"question": "whole"}\n')
+    assert [row["question"] for _, row in read_rows(str(tmp_path), "test")] == ["whole"]

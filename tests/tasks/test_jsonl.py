@@ -17,6 +17,7 @@ def problem_of(tmp_path, row):
 
 
 USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "s"}
+SAID = {"role": "assistant", "content": "a"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,12 @@ USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "
         ({"problem": "q", "ground_truth": [1, 2], "x": 1}, "1", {"problem": "q", "ground_truth": [1, 2], "x": 1}),
         ({"prompt": "q", "system": "a column"}, "", {"system": "a column"}),
         ({"prompt": [SYSTEM, USER]}, "", {"prompt": [SYSTEM, USER], task.SYSTEM: "s"}),
+        ({"prompt": "q", "completion": " a"}, " a", {"completion": " a"}),
+        ({"prompt": [USER], "completion": [SAID]}, "a", {"prompt": [USER], "completion": [SAID]}),
+        ({"messages": [USER, SAID]}, "a", {"messages": [USER, SAID]}),
+        ({"messages": [SYSTEM, USER, SAID], "x": 1}, "a", {"messages": [SYSTEM, USER, SAID], "x": 1, task.SYSTEM: "s"}),
+        ({"messages": [USER], "answer": 3}, "3", {"messages": [USER], "answer": 3}),
+        ({"messages": [USER, SAID], "answer": "b"}, "b", {"messages": [USER, SAID], "answer": "b"}),
         (
             {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "7"}, "data_source": "d"},
             "7",
@@ -41,12 +48,14 @@ def test_rows_of_many_forms_are_understood(tmp_path, row, answer, meta):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "q"}, "line 1 has no question; it needs one of the fields prompt, question, problem"),
+        ({"text": "q"}, "line 1 has no question; it needs one of the fields prompt, question, problem, messages"),
         ({"prompt": 3}, "field 'prompt' must be a text or a list of messages; got 3"),
         ({"prompt": []}, "must be a text or a list of messages"),
         ({"prompt": [{"role": "user", "content": None}]}, "must be a text or a list of messages"),
         ({"prompt": [USER, {"role": "assistant", "content": "a"}, USER]}, "one message of the user"),
         ({"prompt": [SYSTEM]}, "one message of the user"),
+        ({"messages": [USER, SAID, USER, SAID]}, "field 'messages' must be one message of the user"),
+        ({"messages": [SAID]}, "one message of the user"),
         ({"prompt": None, "question": None, "answer": "4"}, "line 1 has no question"),
         *(
             ({"prompt": "q", "answer": answer}, r"line 1: field 'answer' must be a text, a number, or a list of those")
