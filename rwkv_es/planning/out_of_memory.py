@@ -45,7 +45,7 @@ def refuse_full_disk(config: Config, disk: Disk) -> None:
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     if disk.total > disk.free + held:
         raise ConfigError(
-            f"{folder} will take {size(disk.total)} (a snapshot is {size(disk.snapshot)}, {config.keep + 2} are kept or "
+            f"{folder} will take {size(disk.total)} (a snapshot is {size(disk.snapshot)}, {config.keep + 2} kept or "
             f"being written) and {size(disk.free + held)} are free there; try --keep 1, rwkv-es clean RUN for other "
             "runs, or --run FOLDER on a larger disk"
         )

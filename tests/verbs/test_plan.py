@@ -232,7 +232,7 @@ def test_gpus_are_not_measured_here(capsys):
 
 def test_a_run_whose_snapshots_find_no_room_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=3_000_000))
-    words = r"will take 6\.26 MB \(a snapshot is 1\.02 MB, 4 are kept or being written\) and 3\.00 MB are free"
+    words = r"will take 6\.26 MB \(a snapshot is 1\.02 MB, 4 kept or being written\) and 3\.00 MB are free"
     with pytest.raises(ConfigError, match=words), explaining_out_of_memory(Config(run=str(tmp_path / "run"), steps=40)):
         raise AssertionError("nothing may begin")
     (tmp_path / "run").mkdir()
