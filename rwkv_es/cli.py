@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,12 @@ def _reward(argv: Sequence[str]) -> None:
     is_check, function = given.pop("check"), given.pop("function")
     if not (is_check and function):
         raise ConfigError("reward needs a function: rwkv-es reward check rewards.py:score --data puzzles.jsonl")
-    from rwkv_es.verbs.rewards import check_reward
+    from rwkv_es.reward.calls import check_reward
 
-    has_model = "model" in given
-    default = {"task": "jsonl"} if "data" in given else {}
-    check_reward(build({**default, **given, "reward": function}), has_model)
+    config = build({**({"task": "jsonl"} if "data" in given else {}), **given, "reward": function})
+    if "model" not in given:
+        check_reward(config, None)
+        return
+    from rwkv_es.verbs.evaluate import texts_by_problem
+
+    check_reward(config, partial(texts_by_problem, config))

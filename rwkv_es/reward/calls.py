@@ -1,19 +1,55 @@
-"""What a reward is called with and what it returns, as text: for somebody who looks why it pays what it pays."""
+"""`rwkv-es reward check`: what a reward is called with and what it pays, as text, before any training."""
 
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
+from rwkv_es.config.options import Config
 from rwkv_es.errors import own_traceback
-from rwkv_es.reward.adapters import Answer, load_scorer, scorer_of
+from rwkv_es.reward.adapters import Answer, load_scorer, parse_rewards, scorer_of
 from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.values import number
-from rwkv_es.task.task import Task
+from rwkv_es.task.mixture import load_tasks
+from rwkv_es.task.task import Problem, Task
 
+NUM_PROBLEMS = 3  # of the training problems, the first
 _MAX_CHARS, _MAX_ITEMS = 100, 3
+
+
+def check_reward(config: Config, answered: Callable[[Task, list[Problem]], list[list[str]]] | None) -> None:
+    """Print for each reward and a few problems: the call, and what the reference, a wrong answer and none earn.
+
+    answered: lets a model answer too.
+
+    Raises:
+        RwkvEsError: task, data, reward or model cannot be loaded.
+    """
+    task = load_tasks(config.task, config.data)
+    problems = list(task.problems("train")[:NUM_PROBLEMS])
+    sampled = answered(task, problems) if answered is not None else [[] for _ in problems]
+    for part in parse_rewards(config.reward):
+        print(form_in_words(part.reference, config.reward_signature))
+        for place, problem in enumerate(problems):
+            print(f"\n  problem {place + 1}: {problem.prompt[:200]!r}")
+            for title, texts in _tried(problems, place, sampled[place]):
+                answers = [Answer(problem, text, []) for text in texts]
+                print(f"  {title}:")
+                print("\n".join(score_shown(task, part.reference, config.reward_signature, answers)))
+    if answered is None:
+        print("\nwith --model a model answers too")
+
+
+def _tried(problems: list[Problem], place: int, sampled: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what is scored together: the reference with others beside it, and what a model says."""
+    others = [other.answer for other in problems if other.answer != problems[place].answer][:1]
+    if problems[place].answer:
+        yield "the reference answer", [problems[place].answer]
+    yield "another problem's answer, and none", [*others, ""]
+    if sampled:
+        yield "the model's answers", sampled
 
 
 def recorded(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:

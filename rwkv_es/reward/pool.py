@@ -54,7 +54,7 @@ class RewardPool:
     ) -> None:
         self._scorer: Scorer | None = None
         self._sheet, self._error_limit = Sheet(), error_limit
-        self._killed_starts, self._next_look, self._has_spoken = 0, 0.0, False  # the first: in a row
+        self._killed_starts, self._next_look, self.has_spoken = 0, 0.0, False  # the first: in a row
         if scorer is not None:  # a Python object: it scores in this process
             self._scorer, self.is_users, self._num_workers, self._workers = scorer, True, 0, []
             return
@@ -144,8 +144,8 @@ class RewardPool:
 
     def say_failure(self, scores: Scores | None) -> None:
         """Say on stderr what failed first: once, the metrics count the rest. None: another process says it."""
-        if (scores is None or scores.causes) and not self._has_spoken:
-            self._has_spoken = True
+        if (scores is None or scores.causes) and not self.has_spoken:
+            self.has_spoken = True
             if scores is not None:
                 shown = indent(scores.first_error, "  ")
                 print(

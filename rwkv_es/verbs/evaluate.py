@@ -29,6 +29,8 @@ from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.drift import drift, with_base
 
+_NUM_SHOWN = 2  # answers of a model to somebody who looks what a reward does with them
+
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Answer a split's problems and score them, or with `text` read a text; with `base`, compare two models.
@@ -152,3 +154,10 @@ def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:
                     "completion": text,
                     "reward": reward,
                 }
+
+
+def texts_by_problem(config: Config, task: Task, problems: Sequence[Problem]) -> list[list[str]]:
+    """Return what the model that the options name answers: a text for each problem, or with a temperature a few."""
+    samples = _NUM_SHOWN if config.temperature else 1
+    texts = answer(open_session(config, task), problems, samples=samples).texts
+    return [texts[samples * place : samples * (place + 1)] for place in range(len(problems))]

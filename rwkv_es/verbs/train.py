@@ -77,6 +77,8 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
                 cluster.on_leader(
                     lambda: None if ledger is None or ledger.steps else _look_ahead(config, session, scorers)
                 )
+                if cluster.broadcast(scorers.has_spoken):
+                    scorers.say_failure(None)  # rank 0 has said it, of a reference answer
                 _go_on(Run(config, cluster, session, es, scorers, ledger))
         finally:
             if ledger is not None:

@@ -345,7 +345,7 @@ def test_rewards_that_compare_see_the_same_groups_in_any_number_of_processes_and
         text.count("ZeroDivisionError: division by zero\n  on the answer")
         for text in (capsys.readouterr().err, "".join(outputs))
     ]
-    assert said == [1, 1]
+    assert said == [1, 1], outputs
 
 
 def test_processes_that_have_some_members_each_refuse_groups_of_all(tmp_path):
