@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import random
 import re
 import signal
 import stat
@@ -300,8 +301,8 @@ def test_other_models_are_recognised(tmp_path, case):
     ("content", "message"),
     [
         (b"", "empty"),
-        (os.urandom(4096), "damaged"),
-        (b"PK\x03\x04" + os.urandom(500), "damaged"),
+        (random.Random(0).randbytes(4096), "damaged"),
+        (b"PK\x03\x04" + random.Random(0).randbytes(500), "damaged"),
         (b"\x80\x02J\x01", "damaged"),
         (b"\x95 begins a frame of a later pickle, but not a file", "damaged"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
