@@ -13,15 +13,17 @@ from lm_eval.api.registry import register_model
 
 from rwkv_es.config.options import build
 from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import examined
 from rwkv_es.engine.likelihood import Text, score
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
+from rwkv_es.model.batch import MULTIPLES
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.session import open_model
+from rwkv_es.session import open_model, warn_if_unsteady
 
 MAX_NEW_TOKENS = 256  # tokens, if a task does not set it: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
@@ -36,11 +38,15 @@ class RwkvLM(LM):
 
     def __init__(self, model: str = "tiny", batch_size: Any = None, max_batch_size: Any = None, **options: Any) -> None:
         super().__init__()
+        self.row_multiple = MULTIPLES[0]
         if str(batch_size).isdigit():
             options.setdefault("slots", int(batch_size))
         self.config = build({"model": model, **options}, "eval")
         self.path, _, self.model = open_model(self.config)
         self.tokenizer: Tokenizer = load_tokenizer(self.config.tokenizer, self.path, self.model.arch.n_vocab)
+        verdict = examined(self.model, self._decoding())
+        warn_if_unsteady(verdict)
+        self.row_multiple = verdict.multiple
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) the continuation's log probability, and whether greedy gives it."""
@@ -91,7 +97,8 @@ class RwkvLM(LM):
 
     def _decoding(self, until: Sequence[str] = (), sampling: SamplingParams = GREEDY) -> GenerationConfig:
         stops, config = make_stops(self.tokenizer, until), self.config
-        return GenerationConfig(stops, sampling, config.slots or DEFAULT_SLOTS, config.engine, torch.get_num_threads())
+        found = GenerationConfig(stops, sampling, config.slots or DEFAULT_SLOTS, config.engine, torch.get_num_threads())
+        return found._replace(row_multiple=self.row_multiple)
 
     def _cache(self, name: str, requests: Sequence[Any], found: Sequence[Any]) -> None:
         for request, answer in zip(requests, found, strict=True):

@@ -12,6 +12,7 @@ import torch
 from rwkv_es.config.options import Config
 from rwkv_es.engine.capacity import slots_of
 from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import examined
 from rwkv_es.engine.references import Reading, Reference, read_references
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
@@ -145,6 +146,13 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
 def steady(session: Session, verdict: Verdict) -> Session:
     """Return the session with products of as many rows as the verdict says."""
     return session._replace(decoding=session.decoding._replace(row_multiple=verdict.multiple))
+
+
+def examined_alone(session: Session) -> Session:
+    """Return the session `steady` on this machine; say what it cannot promise. For commands of one process."""
+    verdict = examined(session.model, session.decoding)
+    warn_if_unsteady(verdict)
+    return steady(session, verdict)
 
 
 def warn_if_unsteady(verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import libraries
 import numpy as np
 import pytest
 import reference
@@ -182,3 +183,12 @@ def test_the_harness_gives_the_same_gsm8k_scores(tmp_path, tiny, monkeypatch, ca
     }
     assert 0 < scores["exact_match,flexible-extract"] < 1, "it must be possible to disagree"
     assert {name: ours[name] for name in scores} == scores
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_the_batch_size_changes_no_bit(monkeypatch, engine):
+    libraries.install(monkeypatch, lambda rows: rows == 8)  # MKL on CPUs with AVX-512
+    pairs = asked(*[(f"{n % 9 + 1} 7 10=", f"24:\n{n % 7 + 1}+7=10") for n in range(40)])
+    found = [RwkvLM(batch_size=size, threads=1, engine=engine).loglikelihood(pairs) for size in (1, 8, 24, 64)]
+    assert found[1:] == found[:-1]

@@ -27,7 +27,15 @@ from rwkv_es.planning.probing import (
 )
 from rwkv_es.planning.walk import LARGE_WIDTH, WALK_PROPOSED, walk
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.session import Session, answer, collect, open_scorers, open_session, warn_if_splits_overlap
+from rwkv_es.session import (
+    Session,
+    answer,
+    collect,
+    examined_alone,
+    open_scorers,
+    open_session,
+    warn_if_splits_overlap,
+)
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import SPLITS, Problem
 
@@ -56,7 +64,7 @@ def doctor(config: Config) -> dict[str, Any]:
             "doctor looks at sampled answers, and objective logprob has none: each of its steps has a signal, so start "
             "rwkv-es train and watch nats/token"
         )
-    session = open_session(config)
+    session = examined_alone(open_session(config))
     warn_if_splits_overlap(session)
     with open_scorers(config) as scorers:
         findings = examine(config, session, scorers)

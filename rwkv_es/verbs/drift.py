@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.engines import examined
 from rwkv_es.engine.likelihood import Text, chosen, predict
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
+from rwkv_es.model.batch import Verdict
 from rwkv_es.model.forward import Model
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.session import open_model
+from rwkv_es.session import open_model, warn_if_unsteady
 from rwkv_es.system.texts import read_text
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time
@@ -44,7 +47,9 @@ def drift(config: Config) -> dict[str, Any]:
     decoding = GenerationConfig(
         stops, slots=config.slots or DEFAULT_SLOTS, engine=config.engine, threads=torch.get_num_threads()
     )
-    reading = read(models, ids, decoding)
+    verdict = reduce(Verdict.joined, (examined(model, decoding) for model in models))
+    warn_if_unsteady(verdict)
+    reading = read(models, ids, decoding._replace(row_multiple=verdict.multiple))
     num_bytes = len(text.encode())
     found = [
         {"model": str(path), **_of_model(nll, reading.num_tokens, num_bytes)} for path, nll in zip(paths, reading.nll)
@@ -61,12 +66,13 @@ def read(models: Sequence[Model], ids: Sequence[int], decoding: GenerationConfig
     """Let models of one vocabulary predict every token, in chunks; the first of a chunk follows token 0."""
     starts = range(0, len(ids), CHUNK)
     texts = [Text((END_ID, *ids[start : start + CHUNK])) for start in starts]
-    nll, kl = torch.zeros(len(models), dtype=torch.float64), 0.0
+    nll = torch.zeros(len(models), len(texts), dtype=torch.float64)  # of each chunk: so the slots order no sum
+    kl = torch.zeros(len(texts), dtype=torch.float64)
     for tick in predict(models, texts, decoding):
-        nll -= torch.stack([chosen(logits, tick.targets).sum() for logits in tick.logits]).cpu()
+        nll[:, tick.texts] -= torch.stack([chosen(logits, tick.targets) for logits in tick.logits]).cpu()
         if len(models) > 1:
-            kl += divergence(tick.logits[0], tick.logits[-1]).sum().item()
-    return Reading(len(ids), nll.tolist(), kl)
+            kl[tick.texts] += divergence(tick.logits[0], tick.logits[-1]).cpu()
+    return Reading(len(ids), nll.sum(1).tolist(), kl.sum().item())
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.engine.engines import examined
 from rwkv_es.errors import ConfigError
 from rwkv_es.measure import tables
 from rwkv_es.measure.health import watch_unperturbed
@@ -19,11 +18,10 @@ from rwkv_es.session import (
     Answers,
     answer,
     collect,
+    examined_alone,
     greedy,
     open_scorers,
     open_session,
-    steady,
-    warn_if_unsteady,
 )
 from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.task.task import Problem, Task
@@ -76,10 +74,7 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
     """
     if config.samples > 1 and not config.temperature:
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
-    session = open_session(config, task)
-    verdict = examined(session.model, session.decoding)
-    warn_if_unsteady(verdict)
-    session = steady(session, verdict)
+    session = examined_alone(open_session(config, task))
     problems = session.task.problems(config.split)[: config.eval_size or None]
     with progress(f"{config.task}, greedy", len(problems)) as advance:
         answers = answer(greedy(session), problems, scorers=scorers, advance=advance)

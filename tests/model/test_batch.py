@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
+import libraries
 import pytest
 import torch
 from models import make_model
@@ -24,28 +26,7 @@ from rwkv_es.noise.lowrank import torch_threads
 
 @pytest.fixture
 def library(monkeypatch):
-    """Install a stand-in linear algebra library: sums in an order that depends on the number of rows by a rule."""
-
-    def install(is_odd):
-        mm, mul, linear = torch.mm, torch.Tensor.__matmul__, functional.linear
-
-        def changed(y, rows):  # one unit in the last place more or less, as another order of adding gives
-            return torch.nextafter(y, torch.full_like(y, torch.inf)) if is_odd(rows) else y
-
-        def new_mm(x, w, out=None):
-            found = changed(mm(x, w), len(x))
-            return found if out is None else out.copy_(found)
-
-        monkeypatch.setattr(torch, "mm", new_mm)
-        monkeypatch.setattr(torch, "addmm", lambda y, x, w, out=None: _into(out, y + changed(mm(x, w), len(x))))
-        monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, w: changed(mul(x, w), len(x)))
-        monkeypatch.setattr(functional, "linear", lambda x, w: changed(linear(x, w), len(x)))
-
-    return install
-
-
-def _into(out, values):
-    return values if out is None else out.copy_(values)
+    return partial(libraries.install, monkeypatch)
 
 
 @pytest.fixture
@@ -157,7 +138,7 @@ def test_a_head_whose_words_are_shared_out_with_other_bits_is_told(model, monkey
 
     def of_few_words(x, w, out=None):
         y = mm(x, w) + (1e-3 if w.shape[1] == 24 else 0)
-        return _into(out, y)
+        return libraries.into(out, y)
 
     monkeypatch.setattr(torch, "mm", of_few_words)
     assert examine(model, 64, 2, is_fused=True) == Verdict()

@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 
+import libraries
 import numpy as np
 import pytest
 import reference
@@ -112,3 +114,13 @@ def test_models_of_different_tokens_are_refused(other, file, tmp_path):
     checkpoint.save(tmp_path / "swapped.pth", other[1])
     with pytest.raises(ConfigError, match="different tokens"):
         evaluate(Config(model=str(tmp_path / "swapped.pth"), base="tiny", text=file, threads=1))
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("engine", ["torch", "numba"])
+def test_slots_change_no_bit_of_perplexity_and_kl(other, file, monkeypatch, engine):
+    libraries.install(monkeypatch, lambda rows: rows == 8)  # MKL on CPUs with AVX-512
+    monkeypatch.setattr(drift, "CHUNK", 2)
+    config = Config(model=str(other[0]), base="tiny", text=file, threads=1, engine=engine)
+    found = [evaluate(replace(config, slots=slots)) for slots in (1, 8, 24, 64)]
+    assert found[1:] == found[:-1] and found[0]["kl_per_token"] > 0

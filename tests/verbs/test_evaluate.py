@@ -13,7 +13,6 @@ from rwkv_es.engine.rollout import Completion, Rollout
 from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.measure.judgement import Judged, of_greedy, of_samples
 from rwkv_es.measure.metrics import StepCounts
-from rwkv_es.model.batch import Verdict
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.session import Answers
@@ -134,8 +133,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
         base_path = tmp_path / "stub.pth"
 
     monkeypatch.setattr(evaluate, "open_session", lambda config, task: Stub)
-    monkeypatch.setattr(evaluate, "examined", lambda model, decoding: Verdict())
-    monkeypatch.setattr(evaluate, "steady", lambda session, _: session)
+    monkeypatch.setattr(evaluate, "examined_alone", lambda session: session)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
     monkeypatch.setattr(
         evaluate, "count", lambda answers, scores: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
