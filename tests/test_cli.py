@@ -147,6 +147,15 @@ def test_a_user_error_of_a_verb_is_one_line_even_if_its_text_has_several(ran, ca
     assert complaint(capsys, ["train", "--model", "tiny"]) == "rwkv-es: the file is broken\n"
 
 
+@pytest.mark.parametrize("argv", [["--run", "r"], ["--run=r", "--role", "x"]])
+def test_torchrun_leaves_our_options_alone_behind_two_dashes(argv):
+    from torch.distributed.run import get_args_parser
+
+    parsed = get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "rwkv_es", "--", "train", *argv])
+    assert parsed.module and parsed.training_script == "rwkv_es"
+    assert parsed.training_script_args == ["train", *argv]
+
+
 def test_what_a_message_repeats_is_no_terminal_command(capsys):
     said = complaint(capsys, ["train", "--config", "\x1b[2J\x9bm.yaml"])
     assert "[2J" in said and said.removesuffix("\n").isprintable()
