@@ -20,10 +20,10 @@ from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.batch import MULTIPLES
+from rwkv_es.model.batch import MULTIPLES, say_advice
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.session import open_model, warn_if_unsteady
+from rwkv_es.session import open_model
 
 MAX_NEW_TOKENS = 256  # tokens, if a task does not set it: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
@@ -45,7 +45,7 @@ class RwkvLM(LM):
         self.path, _, self.model = open_model(self.config)
         self.tokenizer: Tokenizer = load_tokenizer(self.config.tokenizer, self.path, self.model.arch.n_vocab)
         verdict = examined(self.model, self._decoding())
-        warn_if_unsteady(verdict)
+        say_advice(verdict)
         self.row_multiple = verdict.multiple
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -18,7 +18,7 @@ from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import Stops, cut, make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.batch import Verdict, advice
+from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import BASE, Members
@@ -151,14 +151,8 @@ def steady(session: Session, verdict: Verdict) -> Session:
 def examined_alone(session: Session) -> Session:
     """Return the session `steady` on this machine; say what it cannot promise. For commands of one process."""
     verdict = examined(session.model, session.decoding)
-    warn_if_unsteady(verdict)
+    say_advice(verdict)
     return steady(session, verdict)
-
-
-def warn_if_unsteady(verdict: Verdict) -> None:
-    """Say on stderr what this machine cannot promise."""
-    if text := advice(verdict):
-        print(f"rwkv-es: {text}", file=sys.stderr)
 
 
 def warn_if_splits_overlap(session: Session) -> None:

@@ -44,17 +44,23 @@ def log_probability(lm, context, continuation):
     return sum(scores[len(context) - 1 + i, token] for i, token in enumerate(continuation))
 
 
+def pair(lm, *texts, **options):
+    """Return the ids, and the first that is predicted."""
+    found = split(lm.tokenizer, *texts, **options)
+    return found.ids, found.start
+
+
 def test_a_pair_is_split_by_hand(world):
     encode = world.tokenizer.encode
     assert encode("a\n\nb") == [*encode("a"), 261, *encode("b")], "two line ends are one token"
     assert encode("a b") == [*encode("a"), *encode(" b")]
-    assert split(world.tokenizer, "a", " b") == (encode("a b"), 1)
-    assert split(world.tokenizer, "a\n", "\nb") == (encode("a\n\nb"), 1), "the merged token is predicted from a"
-    assert split(world.tokenizer, "a\n\n", "b") == (encode("a\n\nb"), 2)
-    assert split(world.tokenizer, "", "ab") == ((0, *encode("ab")), 1)
-    assert split(world.tokenizer, "\n", "\nb") == ((0, *encode("\n\nb")), 1), "nothing stands before the merged token"
-    assert split(world.tokenizer, "a\n\n", "b", has_bos=True) == ((0, *encode("a\n\nb")), 3)
-    assert split(world.tokenizer, "é\n\n", "b") == (encode("é\n\nb"), len(encode("é\n\n"))), "lengths are of bytes"
+    assert pair(world, "a", " b") == (encode("a b"), 1)
+    assert pair(world, "a\n", "\nb") == (encode("a\n\nb"), 1), "the merged token is predicted from a"
+    assert pair(world, "a\n\n", "b") == (encode("a\n\nb"), 2)
+    assert pair(world, "", "ab") == ((0, *encode("ab")), 1)
+    assert pair(world, "\n", "\nb") == ((0, *encode("\n\nb")), 1), "nothing stands before the merged token"
+    assert pair(world, "a\n\n", "b", has_bos=True) == ((0, *encode("a\n\nb")), 3)
+    assert pair(world, "é\n\n", "b") == (encode("é\n\nb"), len(encode("é\n\n"))), "lengths are of bytes"
 
 
 def test_log_likelihoods_equal_float64_numpy(world):

@@ -127,6 +127,12 @@ def advice(verdict: Verdict) -> str:
     )
 
 
+def say_advice(verdict: Verdict) -> None:
+    """Say on stderr what this machine cannot promise."""
+    if text := advice(verdict):
+        print(f"rwkv-es: {text}", file=sys.stderr)
+
+
 def _counts_that_differ(product: Product, most: int, model: "Model") -> set[int]:
     """Return the numbers of rows for which the bits of a row depend on it, or on its place."""
     x = _operand(most, product.width, model)

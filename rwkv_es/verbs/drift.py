@@ -18,10 +18,10 @@ from rwkv_es.engine.likelihood import Text, chosen, predict
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
 from rwkv_es.errors import ConfigError
-from rwkv_es.model.batch import Verdict
+from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
-from rwkv_es.session import open_model, warn_if_unsteady
+from rwkv_es.session import open_model
 from rwkv_es.system.texts import read_text
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time
@@ -48,7 +48,7 @@ def drift(config: Config) -> dict[str, Any]:
         stops, slots=config.slots or DEFAULT_SLOTS, engine=config.engine, threads=torch.get_num_threads()
     )
     verdict = reduce(Verdict.joined, (examined(model, decoding) for model in models))
-    warn_if_unsteady(verdict)
+    say_advice(verdict)
     reading = read(models, ids, decoding._replace(row_multiple=verdict.multiple))
     num_bytes = len(text.encode())
     found = [

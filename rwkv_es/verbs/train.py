@@ -22,7 +22,7 @@ from rwkv_es.measure.health import advise_without_signal, refuse_failing, watch_
 from rwkv_es.measure.metrics import StepReport, Timer, count, step_metrics
 from rwkv_es.measure.progress import progress
 from rwkv_es.measure.tracker import open_tracker
-from rwkv_es.model.batch import Verdict
+from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.planning.out_of_memory import explaining_out_of_memory
 from rwkv_es.planning.preflight import preflight
 from rwkv_es.planning.walk import walk_lines
@@ -42,7 +42,6 @@ from rwkv_es.session import (
     read,
     steady,
     warn_if_splits_overlap,
-    warn_if_unsteady,
 )
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
@@ -98,7 +97,7 @@ def steady_everywhere(cluster: Cluster, session: Session, es: ES) -> Session:
     mine = examined(session.model, session.decoding, es.ask(range(1)).factors)
     verdict = reduce(Verdict.joined, [cluster.broadcast(mine, other) for other in range(cluster.size)])
     if cluster.is_leader:
-        warn_if_unsteady(verdict)
+        say_advice(verdict)
     return steady(session, verdict)
 
 
