@@ -1,9 +1,9 @@
 """What a verb works with: model, tokenizer, task and scorers; problems go in, scored answers come out."""
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from rwkv_es.engine.engines import examined
 from rwkv_es.engine.references import Reading, Reference, read_references
 from rwkv_es.engine.rollout import Completion, Rollout, rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
-from rwkv_es.engine.stops import Stops, cut, make_stops
+from rwkv_es.environment.episodes import NO_EPISODES, Episode, Episodes, Turn, begun, with_episodes
+from rwkv_es.environment.parts import Part, grouping, part_of_task, text_of
+from rwkv_es.environment.pool import Environments, environments_of
 from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
@@ -27,20 +29,10 @@ from rwkv_es.pretrained.load import load_base
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
-from rwkv_es.reward.sheet import Group, Scores
+from rwkv_es.reward.sheet import Scores
 from rwkv_es.task.mixture import load_tasks, overlap
-from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, response_prefix_of, stops_of, template_of
+from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
-
-
-class Part(NamedTuple):
-    """How the problems of one task are asked: the whole task, or a part of a mixture."""
-
-    response_prefix: str
-    stop: tuple[str, ...]  # an answer ends before them
-    stop_included: tuple[str, ...]  # and after these
-    stops: Stops
-    max_new_tokens: int
 
 
 class Session(NamedTuple):
@@ -57,6 +49,7 @@ class Session(NamedTuple):
     prompting: Prompting
     has_bos: bool = False
     reward_group: str = "pair"
+    environments: Environments | None = None
 
 
 class Answers(NamedTuple):
@@ -65,11 +58,16 @@ class Answers(NamedTuple):
     problems: list[Problem]  # the problem of each answer
     texts: list[str]  # what the scorer reads
     rollout: Rollout
+    episodes: Mapping[int, Episode] = NO_EPISODES  # of tasks with an environment, by their places
 
     @property
     def broken(self) -> list[int]:
         """The places of answers that ended because the logits were not finite: they have no reward."""
         return [place for place, found in enumerate(self.rollout.completions) if found.finish == "broken"]
+
+    def turns_of(self, place: int) -> Sequence[Turn]:
+        """Return the turns of an episode; none of an answer that is no episode."""
+        return self.episodes[place].turns if place in self.episodes else ()
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -87,7 +85,7 @@ def open_session(config: Config, task: Task | None = None) -> Session:
     task = load_tasks(config.task, config.data) if task is None else task
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
     prompting = Prompting(config.template, config.system, config.shots)
-    parts = tuple(_part(part, tokenizer, prompting, config.max_new_tokens) for part in task.parts or (task,))
+    parts = tuple(part_of_task(part, tokenizer, prompting, config) for part in task.parts or (task,))
     sampling = SamplingParams.of(config, config.seed)
     return Session(
         path,
@@ -103,14 +101,6 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         prompting,
         config.bos,
         config.reward_group,
-    )
-
-
-def _part(task: Task, tokenizer: Tokenizer, prompting: Prompting, max_new_tokens: int) -> Part:
-    strings = stops_of(task, prompting)
-    stops = make_stops(tokenizer, (*strings, *task.stop_included))
-    return Part(
-        response_prefix_of(task, prompting), strings, task.stop_included, stops, max_new_tokens or task.max_new_tokens
     )
 
 
@@ -141,6 +131,21 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
         scorer=scorer,
     ) as scorers:
         yield scorers
+
+
+@contextmanager
+def open_environments(config: Config, session: Session, task: Task | None = None) -> Iterator[Session]:
+    """Return the session with the processes of its task's environments; those of a `task` that is given run here."""
+    if session.task.environment is None:
+        yield session
+        return
+    limits = [part.setting.limits for part in session.parts if part.setting is not None]
+    is_here = task is not None or not config.reward_workers
+    environments = environments_of(config, session.task, limits, is_here=is_here)
+    try:
+        yield session._replace(environments=environments)
+    finally:
+        environments.close()
 
 
 def steady(session: Session, verdict: Verdict) -> Session:
@@ -190,12 +195,17 @@ def answer(
         for sample in range(samples)
     ]
     answered = [problems[request.problem] for request in requests]
-    group_of = _grouping(session.reward_group, requests)
+    group_of = grouping(session.reward_group, requests)
     texts = [""] * len(requests)
+
+    settings = [parts[request.problem].setting if session.environments else None for request in requests]
+    episodes = Episodes(session.environments, session.tokenizer, begun(requests, answered, settings))
 
     def on_finished(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
-            texts[place] = _text(session, parts[requests[place].problem], completion.tokens)
+            if place in episodes.by_place:
+                continue
+            texts[place] = text_of(session.tokenizer, parts[requests[place].problem], completion.tokens)
             if scorers is not None and completion.finish != "broken":
                 group = group_of(requests[place])
                 scorers.submit(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)
@@ -204,33 +214,29 @@ def answer(
         if scorers is not None:
             scorers.poll()
 
-    found = rollout(session.model, with_shared_prefixes(requests), session.decoding, members.factors, on_finished)
-    return Answers(answered, texts, found)
-
-
-def _grouping(reward_group: str, requests: Sequence[Request]) -> Callable[[Request], Group]:
-    """Return which answers a reward that compares sees together: see the option `reward_group`."""
-    names: dict[str, Callable[[Request], Hashable]] = {
-        "pair": lambda request: (request.member // 2, request.problem),
-        "problem": lambda request: request.problem,
-        "step": lambda request: 0,
-    }
-    name = names[reward_group]
-    sizes = Counter(map(name, requests))
-    return lambda request: Group(name(request), sizes[name(request)])
+    shared = with_shared_prefixes(requests)
+    generate = partial(rollout, partner=episodes) if episodes.by_place else rollout
+    found = generate(session.model, shared, session.decoding, members.factors, on_finished)
+    for place, episode in episodes.gather().items():
+        texts[place] = episode.text
+    return Answers(answered, texts, found, episodes.by_place)
 
 
 def collect(answers: Answers, scorers: RewardPool) -> Scores:
-    """Wait for the scores of answers that were handed to `scorers`; broken ones have none.
+    """Wait for the scores of answers that were handed to `scorers`; broken ones have none, episodes bring theirs.
 
     Raises:
         RewardError: see `RewardPool.gather`.
     """
     scores = scorers.gather()
-    rewards: list[float | None] = list(scores.rewards)
-    for place in answers.broken:  # ascending, so that each finds its place
-        rewards.insert(place, None)
-    return scores._replace(rewards=rewards)
+    others = answers.episodes.keys() | set(answers.broken)
+    places = [place for place in range(len(answers.texts)) if place not in others]
+    rewards: dict[int, float | None] = dict(zip(places, scores.rewards))
+    found = scores._replace(
+        rewards=[rewards.get(place) for place in range(len(answers.texts))],
+        causes={places[at]: cause for at, cause in scores.causes.items()},
+    )
+    return with_episodes(found, answers.episodes, scorers.error_limit)
 
 
 def greedy(session: Session) -> Session:
@@ -290,7 +296,3 @@ def reference(session: Session, problem: Problem) -> Reference:
 def part_of(session: Session, problem: Problem) -> Part:
     """Return how a problem is asked."""
     return session.parts[problem.meta.get(PART, 0)]
-
-
-def _text(session: Session, part: Part, tokens: Sequence[int]) -> str:
-    return part.response_prefix + cut(session.tokenizer.decode(tokens), part.stop, part.stop_included)

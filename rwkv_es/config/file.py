@@ -21,6 +21,7 @@ _EMBEDDED = Path(__file__).parent.parent / "tiny"
 RECIPES = {
     "tiny": str(_EMBEDDED / "recipe.yaml"),
     "arithmetic": str(_EMBEDDED / "arithmetic.yaml"),
+    "guess": str(_EMBEDDED / "guess.yaml"),
     "state": str(_EMBEDDED / "state.yaml"),
 }
 

@@ -70,9 +70,7 @@ class TaskOptions:
     )
     template: str = option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own", _ALL)
     system: str = option("", "system text before the first turn (templates system, chat, think, short_think)", _ALL)
-    shots: str = option(
-        "0", "solved training problems shown before each question, or a text file shown instead", _ASK, paths="one"
-    )
+    shots: str = option("0", "solved problems shown before each question, or a text file instead", _ASK, paths="one")
     bos: bool = option(False, "start every prompt with token 0", _ALL)
     prompt: str = option("", "the question to answer", "generate")
 
@@ -142,6 +140,9 @@ class DecodingOptions:
         at_most=MOST_NEW,
         formerly="max_new",
     )
+    max_turns: int = option(0, "most answers in an episode (0: the task's own)", _SCORE, at_least=0, at_most=MOST_NEW)
+    max_episode_tokens: int = option(0, "most tokens in it (0: the task's own)", _SCORE, at_least=0, at_most=MOST_NEW)
+    max_episode_seconds: float = option(0.0, "most seconds of its environment (0: the task's own)", _SCORE, at_least=0)
     temperature: float = option(0.0, "sampling temperature; 0 is greedy", _ALL, at_least=0)
     top_p: float = option(
         1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1

@@ -1,7 +1,7 @@
 """What is asked of a token loop, and what it answers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES
 from rwkv_es.engine.scheduler import Request
@@ -36,12 +36,38 @@ class Completion(NamedTuple):
 OnFinished = Callable[[Mapping[int, Completion]], None]  # is told after every tick what has ended, by place in the list
 
 
+class Partner(Protocol):
+    """Who replies to answers, so that their requests go on."""
+
+    def answered(self, ended: Mapping[int, Completion]) -> Collection[int]:
+        """Take the answers that have ended, by place in the list. Returns the places that may go on: they wait."""
+
+    def replies(self, wait: bool) -> Mapping[int, Request | None]:
+        """Return how places go on that have waited, None: not at all. wait: there is nothing else to do."""
+
+
+class _Nobody:
+    def answered(self, ended: Mapping[int, Completion]) -> Collection[int]:
+        return ()
+
+    def replies(self, wait: bool) -> Mapping[int, Request | None]:
+        return {}
+
+
+NOBODY = _Nobody()
+
+
 class Rollout(NamedTuple):
     """Completions in the order of their requests, and what they cost."""
 
     completions: list[Completion]
     num_ticks: int
     num_read: int  # tokens read by active rows: prompts and samples
+
+
+def joined(before: Completion | None, completion: Completion) -> Completion:
+    """Return all that a request became in several turns."""
+    return completion if before is None else Completion([*before.tokens, *completion.tokens], completion.finish)
 
 
 def refuse_too_much(requests: Sequence[Request]) -> None:

@@ -201,6 +201,11 @@ def most_saved(slots: int) -> int:
     return max(slots // 4, _FEWEST_SAVED)
 
 
+def most_under_way(slots: int) -> int:
+    """Return how many episodes are in slots or wait for a reply at a time, each with its state: twice the slots."""
+    return 2 * slots
+
+
 def is_int8(load: Load, name: str, shape: tuple[int, ...]) -> bool:
     """Say whether a tensor is held in 8 bits."""
     return load.quantize == "int8" and len(shape) == 2 and name.endswith(".weight")

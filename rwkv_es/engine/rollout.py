@@ -1,22 +1,26 @@
 """The token loop: every tick, each active row reads one token; rows past their prompt sample the next one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rwkv_es.engine.decoding import (
+    NOBODY,
     Completion,
     GenerationConfig,
     OnFinished,
+    Partner,
     Rollout,
+    joined,
     next_shared_prefix,
     refuse_too_much,
 )
 from rwkv_es.engine.engines import Engine, engine_of
 from rwkv_es.engine.scheduler import Admission, Move, Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
+from rwkv_es.errors import ConfigError
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.penalties import penalties_of
@@ -33,9 +37,12 @@ def rollout(
     decoding: GenerationConfig,
     factors: Factors | None = None,
     on_finished: OnFinished = lambda ended: None,
+    *,
+    partner: Partner = NOBODY,
 ) -> Rollout:
     """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
 
+    A request that ends may go on with what its `partner` replies: its state waits meanwhile, and then enters any slot.
     `factors` must hold the directions of all members among the requests; None: the unperturbed model.
 
     Raises:
@@ -50,19 +57,31 @@ def rollout(
         if isinstance(engine, gpu.GpuEngine):
             from rwkv_es.engine import gpu_loop  # and Triton
 
+            if partner is not NOBODY:
+                raise ConfigError("on a GPU, tasks with an environment need --engine torch: triton's loop has no turns")
             return gpu_loop.rollout(engine, requests, decoding, factors, on_finished)
         rows = _Rows(model, requests, decoding, factors)
         while not scheduler.is_done:
             rows.admit(scheduler.schedule())
             rows.forget(scheduler.release())
-            num_read += rows.read_ahead(engine, len(scheduler.active))
-            num_ticks, num_read = num_ticks + 1, num_read + len(scheduler.active)
-            rows.tick(engine, len(scheduler.active))
-            rows.save_prefixes(scheduler)
-            finished = rows.finished(len(scheduler.active))
-            ended = {scheduler.active[slot].id: completion for slot, completion in finished.items()}
-            rows.move(scheduler.finish(finished))
-            done.update(ended)
+            num_active = len(scheduler.active)
+            ended: dict[int, Completion] = {}
+            if num_active:
+                num_read += rows.read_ahead(engine, num_active)
+                num_ticks, num_read = num_ticks + 1, num_read + num_active
+                rows.tick(engine, num_active)
+                rows.save_prefixes(scheduler)
+                finished = rows.finished(num_active)
+                ended = {scheduler.active[slot].id: completion for slot, completion in finished.items()}
+                paused = partner.answered(ended)
+                rows.pause({slot: i for slot in finished if (i := scheduler.active[slot].id) in paused})
+                rows.move(scheduler.finish(finished, paused))
+                done.update({i: joined(done.get(i), completion) for i, completion in ended.items()})
+                ended = {i: done[i] for i in ended if i not in paused}
+            for i, request in partner.replies(wait=not scheduler.num_ready).items():
+                if scheduler.resume(i, request):
+                    del rows.paused[i]
+                    ended[i] = done[i]
             on_finished(ended)
     return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
 
@@ -77,6 +96,7 @@ class _Rows:
         capacity = decoding.padded(min(decoding.slots, len(requests)))
         self.state = new_state(model, capacity)
         self.saved: dict[Prefix, State] = {}
+        self.paused: dict[int, State] = {}  # of requests that wait for their next turn, by id
         # Padding rows need a member whose factors are there: any.
         member = requests[0].member if requests else -1
         self.member = torch.full((capacity,), member, dtype=torch.int64, device=self.state.wkv.device)
@@ -95,17 +115,20 @@ class _Rows:
         self.weights = self._weights()
 
     def admit(self, admissions: Sequence[Admission]) -> None:
-        """Put requests into their slots; their states start empty or as saved for their prefix."""
+        """Put requests into their slots; their states start empty, as saved for their prefix, or as paused."""
         if not admissions:
             return
+        self._widen(max(len(admission.request.prompt) for admission in admissions))
         for slot, request, prefix in admissions:
             self._place(slot, request, len(prefix[1]) if prefix else 0)
         self.weights = self._weights()
         slots = self._index([admission.slot for admission in admissions])
         reset_rows_(self.state, self.weights.rows(slots), slots)
-        for slot, _, prefix in admissions:
+        for slot, request, prefix in admissions:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
+            elif request.id in self.paused:
+                self.state.copy_row_(slot, self.paused.pop(request.id), 0)
 
     def read_ahead(self, engine: Engine, num_active: int) -> int:
         """If only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
@@ -158,8 +181,13 @@ class _Rows:
             request, length = scheduler.active[slot], int(self.num_read[slot])
             prefix = (request.member, request.prompt[:length])
             if scheduler.publish(prefix):
-                self.saved[prefix] = State(*(part[:, slot : slot + 1].clone() for part in self.state))
+                self.saved[prefix] = self._copy(int(slot))
             self.next_shared_prefix[slot] = next_shared_prefix(request, length)
+
+    def pause(self, slots: Mapping[int, int]) -> None:
+        """Save the states of rows that wait for their next turn: slot -> id of the request."""
+        for slot, request_id in slots.items():
+            self.paused[request_id] = self._copy(slot)
 
     def forget(self, prefixes: Sequence[Prefix]) -> None:
         """Drop saved states."""
@@ -179,6 +207,14 @@ class _Rows:
         if self.penalties is not None:
             self.penalties.move(to, start)
         self.weights = self._weights()
+
+    def _copy(self, slot: int) -> State:
+        return State(*(part[:, slot : slot + 1].clone() for part in self.state))
+
+    def _widen(self, length: int) -> None:
+        """Make room for a prompt that is longer than all of before: a reply."""
+        if (more := length - self.prompt.shape[1]) > 0:
+            self.prompt = np.pad(self.prompt, ((0, 0), (0, more)))
 
     def _place(self, slot: int, request: Request, num_read: int) -> None:
         self.prompt[slot, : len(request.prompt)] = request.prompt

@@ -1,11 +1,11 @@
 """Who is in which slot: a waiting line, slots that are refilled at once, and prefixes that are read only once."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from rwkv_es.config.option import MOST_NEW
-from rwkv_es.engine.memory import most_saved
+from rwkv_es.engine.memory import most_saved, most_under_way
 from rwkv_es.engine.stops import Stops
 
 _SAMPLE_SHIFT = MOST_NEW.bit_length() - 1  # noise counter word 0 = position + sample << 20
@@ -26,12 +26,13 @@ class Request(NamedTuple):
     ] = ()  # lengths of prompt prefixes shared with other requests of this member, ascending
     stops: Stops | None = None  # where it ends; None: the decoding's
     id: int = -1  # its place in the list of requests; `rollout` sets it
+    position: int = 0  # tokens sampled in earlier turns
 
     @property
     def counter(self) -> tuple[int, int, int, int]:
         """The counter of the noise by which its first token is sampled; word 0 counts the tokens."""
         pair = self.member // 2 & 0xFFFFFFFF  # the unperturbed model has a number of its own
-        return self.sample << _SAMPLE_SHIFT, self.problem, pair, self.step
+        return (self.sample << _SAMPLE_SHIFT) + self.position, self.problem, pair, self.step
 
 
 class Admission(NamedTuple):
@@ -54,8 +55,9 @@ class Scheduler:
 
     A prefix wanted by several requests is read by the first of them; the others wait until `publish` says that its
     state was saved, then start from there. No more than `memory.most_saved` are saved or being read for others at a
-    time: where there is no room, a request reads all of its prompt by itself. Nothing here depends on timing: the same
-    calls give the same order.
+    time: where there is no room, a request reads all of its prompt by itself. A request that waits for its next turn is
+    in no slot; with those in slots there are no more of them than `memory.most_under_way`. Nothing here depends on
+    timing: the same calls give the same order.
     """
 
     def __init__(self, requests: Sequence[Request], num_slots: int) -> None:
@@ -74,21 +76,32 @@ class Scheduler:
         self._saved: set[Prefix] = set()
         self._unused: list[Prefix] = []  # saved, and nobody is left who could start from it
         self._most_saved = most_saved(num_slots)
+        self._paused: dict[int, Request] = {}  # by id
+        self._resumed: deque[Request] = deque()
 
     @property
     def is_done(self) -> bool:
         """Say whether nobody is active and nobody waits."""
-        return not self.active and not self._unserved
+        return not (self.active or self._unserved or self._paused or self._resumed)
 
     @property
     def num_waiting(self) -> int:
         """Count the requests that have not entered a slot."""
         return len(self._unserved)
 
+    @property
+    def num_ready(self) -> int:
+        """Count the requests that are in a slot or may enter one."""
+        has_room = len(self._paused) < most_under_way(self.num_slots)
+        return len(self.active) + len(self._resumed) + (len(self._unserved) if has_room else 0)
+
     def schedule(self) -> list[Admission]:
         """Fill the free slots: first with those who have nothing more to share, then in the order of the line."""
         admissions = []
-        while (self._ready or self._line) and len(self.active) < self.num_slots:
+        while self._resumed and len(self.active) < self.num_slots:
+            admissions.append(Admission(len(self.active), self._resumed[0], None))
+            self.active.append(self._resumed.popleft())
+        while self._has_room and (self._ready or self._line):
             i = (self._ready or self._line).popleft()
             if i not in self._unserved:
                 continue
@@ -103,6 +116,19 @@ class Scheduler:
             self._start_reading(request, known)
         return admissions
 
+    @property
+    def _has_room(self) -> bool:
+        num_under_way = len(self.active) + len(self._paused) + len(self._resumed)
+        return len(self.active) < self.num_slots and num_under_way < most_under_way(self.num_slots)
+
+    def resume(self, request_id: int, request: Request | None) -> bool:
+        """Let a request that was paused go on, if it does (None: not); say whether it is over now."""
+        was_paused = self._paused.pop(request_id, None) is not None
+        if request is not None:
+            assert was_paused
+            self._resumed.append(request._replace(id=request_id))
+        return was_paused and request is None
+
     def publish(self, prefix: Prefix) -> bool:
         """Note that a row has read `prefix`; say whether its state must be saved (somebody will start from it)."""
         if prefix not in self._reading:
@@ -114,9 +140,13 @@ class Scheduler:
         self._saved.add(prefix)
         return True
 
-    def finish(self, slots: Iterable[int]) -> list[Move]:
-        """Empty `slots` and close the gaps with rows from the end. No slot is both a source and a target."""
+    def finish(self, slots: Iterable[int], paused: Collection[int] = ()) -> list[Move]:
+        """Empty `slots`, for a while if a request is `paused`, and close the gaps with rows from the end.
+
+        No slot is both a source and a target.
+        """
         empty = set(slots)
+        self._paused.update({r.id: r for slot in empty if (r := self.active[slot]).id in paused})
         num_left = len(self.active) - len(empty)
         gaps = sorted(slot for slot in empty if slot < num_left)
         movers = [slot for slot in range(num_left, len(self.active)) if slot not in empty]

@@ -27,7 +27,9 @@ def held_out_samples(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
 
 def _sample(answers: Answers, scores: Scores, place: int, kind: str) -> dict[str, Any]:
     text, problem = answers.texts[place], answers.problems[place]
-    return {"kind": kind, "prompt": problem.prompt, "completion": text, "reward": scores.rewards[place]}
+    turns = [turn._asdict() for turn in answers.turns_of(place)]
+    sample = {"kind": kind, "prompt": problem.prompt, "completion": text, "reward": scores.rewards[place]}
+    return {**sample, "turns": turns} if turns else sample
 
 
 def _rank(reward: float | None) -> float:
@@ -52,10 +54,17 @@ def step_line(num_steps: int, step: int, metrics: dict[str, float]) -> str:
     return (
         f"step {step + 1:>{len(str(num_steps))}}/{num_steps} [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] "
         f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std_of_members']:.3f}{_likelihood(metrics)}  "
-        f"{metrics['tokens_per_answer']:.0f} tokens/answer  "
+        f"{_length(metrics)}  "
         f"{metrics['tokens_read'] / metrics['generate_s']:,.0f} tokens/s  "
         f"moved {metrics['step_rms_per_sigma']:.2f} sigma  ETA {minutes}:{rest:02d}"
     )
+
+
+def _length(metrics: dict[str, float], start: str = "") -> str:
+    if f"{start}turns_per_episode" in metrics:
+        turns, tokens = metrics[f"{start}turns_per_episode"], metrics[f"{start}tokens_per_episode"]
+        return f"{turns:.1f} turns and {tokens:.0f} tokens/episode"
+    return f"{metrics[f'{start}tokens_per_answer']:.0f} tokens/answer"
 
 
 def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
@@ -64,7 +73,7 @@ def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
     is_alike = num_steps == 0 and not is_read and (metrics["eval/reward"] == 0 or accuracy == 1)
     hint = " (all score alike: `rwkv-es doctor` looks for a signal and says what may help)" if is_alike else ""
     right = "" if accuracy is None else f"accuracy {accuracy:.1%}, "
-    length = "" if accuracy is None else f", {metrics['eval/tokens_per_answer']:.0f} tokens/answer"
+    length = "" if accuracy is None else f", {_length(metrics, 'eval/')}"
     return (
         f"held out, after {num_steps} steps: {right}reward {metrics['eval/reward']:.3f} on "
         f"{metrics['eval/problems']} problems{length}{_likelihood(metrics, 'eval/')}{hint}"

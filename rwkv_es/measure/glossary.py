@@ -86,6 +86,10 @@ METRICS = (
         "answers that came to an end by themselves, before --max-new",
         "it falls: raise --max-new, or reward an end",
     ),
+    Metric("turns_per_episode", "tokens", "turns", "mean number of answers in an episode"),
+    Metric("tokens_per_episode", "tokens", "tokens", "mean length of an episode, answers and replies"),
+    Metric("episodes_failed", "train", "episodes", "episodes whose environment failed; they count as 0", "above 0"),
+    Metric("episodes_cut", "tokens", "episodes", "episodes that a limit ended", "it is the rule: raise --max-turns"),
     Metric("tokens_per_s", "speed", "tokens/s", "tokens read and sampled in a second of generation"),
     Metric("generate_s", "speed", "s", "seconds until the last answer of this process is there"),
     Metric(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rwkv_es.environment.episodes import Turn
 from rwkv_es.es.fitness import combine
 from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.metrics import StepCounts, lengths
@@ -22,6 +23,8 @@ class Judged(NamedTuple):
     problems: Sequence[Problem]  # each once
     texts: Sequence[str]
     rewards: Sequence[float]
+    turns: Sequence[Sequence[Turn]] = ()  # of episodes
+    most_turns: int = 0
 
     def of_problem(self, index: int) -> slice:
         """Return the places of a problem's answers."""
@@ -40,13 +43,20 @@ class Judgement(NamedTuple):
 
     def values(self) -> dict[str, list[float]]:
         """Return every metric's value for each problem."""
-        found = {**of_greedy(self.greedy), **of_harness(self.task, self.greedy)}
+        found = {**of_greedy(self.greedy), **of_turns(self.greedy), **of_harness(self.task, self.greedy)}
         return found if self.sampled is None else {**found, **of_samples(self.sampled)}
 
 
 def of_greedy(judged: Judged) -> dict[str, list[float]]:
     """Return whether each problem's one answer is right, and its reward."""
     return {"accuracy": [float(reward >= 1) for reward in judged.rewards], "reward": list(judged.rewards)}
+
+
+def of_turns(judged: Judged) -> dict[str, list[float]]:
+    """Return whether each problem was solved within k turns (k = 1, 2, 4, ...), if they are episodes."""
+    found = list(zip(judged.rewards, map(len, judged.turns)))
+    ks = [2**i for i in range(judged.most_turns.bit_length()) if 2**i < judged.most_turns]
+    return {f"success within {k} turns": [float(r >= 1 and count <= k) for r, count in found] for k in ks if found}
 
 
 def of_harness(task: Task, judged: Judged) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rwkv_es.config.objective import Objective
 from rwkv_es.engine.references import Reading
+from rwkv_es.environment.counts import EpisodeCounts, counts_of, lengths_of
 from rwkv_es.es.fitness import has_signal
 from rwkv_es.es.strategy import Update
 from rwkv_es.reward.sheet import Scores
@@ -54,6 +55,16 @@ class StepCounts(NamedTuple):
     reference_tokens: float = 0.0  # of those with finite logits
     reference_bytes: float = 0.0
     log_likelihood: float = 0.0  # in nats
+    episodes: float = 0.0  # this and what follows: `EpisodeCounts`; their failures are among errors and timeouts too
+    turns: float = 0.0
+    episode_tokens: float = 0.0
+    episodes_failed: float = 0.0
+    episodes_cut: float = 0.0
+
+    @property
+    def of_episodes(self) -> EpisodeCounts:
+        """What is counted of episodes."""
+        return EpisodeCounts(*self[-len(EpisodeCounts._fields) :])
 
 
 def count(answers: Answers, scores: Scores | None = None, reading: Reading | None = None) -> StepCounts:
@@ -67,6 +78,7 @@ def count(answers: Answers, scores: Scores | None = None, reading: Reading | Non
         scores.errors if scores is not None else 0,
         scores.timeouts if scores is not None else 0,
         len(answers.broken),
+        **counts_of(answers.episodes.values())._asdict(),
     )
     if reading is None:
         return counted
@@ -161,6 +173,7 @@ def lengths(counted: StepCounts) -> dict[str, float]:
         "tokens_read": counted.read,
         "tokens_per_answer": counted.sampled / max(counted.answers, 1),
         "share_stopped": counted.stopped / max(counted.answers, 1),
+        **lengths_of(counted.of_episodes),
     }
 
 

@@ -73,7 +73,7 @@ def check_gold(session: Session, scorers: RewardPool, size: int, splits: Sequenc
     ]
     lengths = [len(encode_prompt(session, problem)) for _, problem in named]
     prompts = (min(lengths), median(lengths), max(lengths))
-    known = [(name, problem) for name, problem in named if problem.answer]
+    known = [(n, problem) for n, problem in named if problem.answer and part_of(session, problem).setting is None]
     try:
         encoded = [session.tokenizer.encode(problem.answer) for _, problem in known]
     except ConfigError as error:
@@ -113,7 +113,7 @@ def gold_warnings(config: Config, gold: Gold) -> Iterator[str]:
 
 def context_warnings(session: Session, gold: Gold) -> Iterator[str]:
     """Warn if prompt and answer may be longer than the texts the model was trained on, as inferred from its name."""
-    longest = gold.prompt_tokens[2] + max(part.max_new_tokens for part in session.parts)
+    longest = gold.prompt_tokens[2] + max(part.longest for part in session.parts)
     trained = re.search(r"ctx(\d+)", session.base_path.name)
     if trained and longest > int(trained[1]):
         yield (

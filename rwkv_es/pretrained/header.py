@@ -16,7 +16,8 @@ from rwkv_es.pretrained.formats import check_archive, kind_of
 from rwkv_es.system.texts import shown
 
 LARGEST_HEADER = 1 << 26  # bytes: names and shapes of a model of a few thousand tensors take less than one
-EMBEDDED = Path(__file__).parent.parent / "tiny" / "rwkv7-tiny.pth"
+_TINY = Path(__file__).parent.parent / "tiny"
+EMBEDDED = {"tiny": _TINY / "rwkv7-tiny.pth", "tiny-guess": _TINY / "rwkv7-tiny-guess.pth"}
 _DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "I8": "int8"}  # of safetensors
 _STORAGES = {"FloatStorage": "fp32", "BFloat16Storage": "bf16", "HalfStorage": "fp16", "CharStorage": "int8"}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a value; of any other type at least one
@@ -59,13 +60,13 @@ SIZES = {  # of the released World models; ranks of w, a, v, g
 
 
 def resolve(model: str) -> Path:
-    """Return the file that a model name means: "tiny" is the embedded one; ".pth" may be left out.
+    """Return the file that a model name means: "tiny" and "tiny-guess" are embedded; ".pth" may be left out.
 
     Raises:
         CheckpointError: there is no such file.
     """
-    if model == "tiny":
-        return EMBEDDED
+    if model in EMBEDDED:
+        return EMBEDDED[model]
     for path in (model, model + ".pth"):
         if os.path.isfile(path):
             return Path(path)

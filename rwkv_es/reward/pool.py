@@ -53,15 +53,19 @@ class RewardPool:
         scorer: Scorer | None = None,
     ) -> None:
         self._scorer: Scorer | None = None
-        self._sheet, self._error_limit = Sheet(), error_limit
+        self._sheet, self.error_limit = Sheet(), error_limit
         self._killed_starts, self._next_look, self.has_spoken = 0, 0.0, False  # the first: in a row
         if scorer is not None:  # a Python object: it scores in this process
             self._scorer, self.is_users, self._num_workers, self._workers = scorer, True, 0, []
             return
         scoring = Scoring(task_spec, data, reward, signature)
         task = load_tasks(task_spec, data)
+        if reward and task.environment is not None:
+            raise RewardError(f"the environment of task {task.name} gives its rewards; leave --reward out")
         if not workers and task.timeout_s < math.inf:
             raise RewardError(f"the scorer of task {task.name} may hang, so it needs reward_workers of 1 or more")
+        if all(part.environment is not None for part in task.parts or (task,)):
+            workers = 0  # there is nothing to score
         self._scorer = None if workers else load(scoring)
         self.is_users = bool(reward)
         self._settings = (scoring, min(timeout_s, task.timeout_s), Prints() if _is_own(task_spec, reward) else None)
@@ -136,7 +140,7 @@ class RewardPool:
     def _is_complete(self, sheet: Sheet) -> bool:
         """Say whether all is scored; before the pool gives up, what failed first is shown."""
         try:
-            return sheet.is_complete(self._error_limit)
+            return sheet.is_complete(self.error_limit)
         except RewardError:
             if self.is_users:
                 self.say_failure(sheet.scores())

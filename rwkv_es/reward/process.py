@@ -15,7 +15,8 @@ from multiprocessing import connection, get_context
 from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.prints import Prints
-from rwkv_es.reward.worker import Result, Scoring, end_processes, serve
+from rwkv_es.reward.worker import Result, Scoring, serve
+from rwkv_es.system.isolation import end_processes
 
 STARTUP_S = 60.0
 ORPHAN_S = 1.0  # how far over its time limit a worker goes before it ends itself, if nobody kills it

@@ -1,25 +1,22 @@
 """Answers scored, and the process that does nothing else: the far side of the pipe from `process.Worker`."""
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from rwkv_es.errors import RwkvEsError, cause, own_traceback
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
+from rwkv_es.system.isolation import MEMORY_BYTES, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 
-MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task
 MAX_ERROR_CHARS = 4000
 NO_LOGS: Mapping[str, float] = MappingProxyType({})
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
@@ -101,8 +98,8 @@ def serve(
     for one answer, and how far over it this process goes before it ends itself.
     """
     make_unfailing()  # for what rewards print
-    _isolate(output)
-    _guard(parent, lifeline)
+    isolate(output)
+    guard(parent, lifeline)
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
     try:
         scorer = load(scoring)
@@ -112,7 +109,7 @@ def serve(
     except BaseException:  # noqa: BLE001  any reason at all is reported to the parent, which raises
         parent.send((traceback.format_exc()[-MAX_ERROR_CHARS:], False))
         return
-    _limit_memory()
+    limit_memory()
     parent.send(("", scorer.compares))
     process = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
@@ -124,73 +121,6 @@ def serve(
                     os._exit(0)  # a child that the reward has forked came back as well: one of the two may speak
                 _set_alarm(0.0)  # the parent may be busy, and listen later
                 parent.send(None if results is None else [(*result[:-1], dict(result.logs)) for result in results])
-
-
-def end_processes(leader: int) -> None:
-    """Kill a process with its group and, on Linux, its descendants that have made groups of their own."""
-    for group in (*_groups_below(leader), leader):  # the last one may be the caller's own
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-
-
-def _groups_below(leader: int) -> Iterable[int]:
-    """Return the process groups of all descendants that the system lists."""
-    children: dict[int, list[tuple[int, int]]] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):  # it has just ended
-            parent, process_group = file.read_text("utf-8", "replace").rpartition(")")[2].split()[1:3]
-            children.setdefault(int(parent), []).append((int(file.parent.name), int(process_group)))
-    groups, waiting = set[int](), [leader]
-    while waiting:
-        for child, group in children.pop(waiting.pop(), []):
-            waiting.append(child)
-            groups.add(group)
-    return groups - {leader, os.getpgrp()}
-
-
-def _isolate(output: Connection | None) -> None:
-    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to the output."""
-    if hasattr(os, "setsid"):
-        os.setsid()
-    handle = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    if output is not None:
-        output.close()
-        for stream in (sys.stdout, sys.stderr):  # a line at a time, since this process may be ended at any time
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True)
-
-
-def _guard(parent: Connection, lifeline: Connection) -> None:
-    """Leave a process behind that ends this one and all it has started, hung or not, once the parent is gone.
-
-    It is nobody's child, so that a reward which waits for its own children does not wait for it.
-    """
-    if not hasattr(os, "fork"):
-        return
-    leader = os.getpid()
-    if (child := os.fork()) == 0:
-        if os.fork() == 0:
-            parent.close()
-            with contextlib.suppress(EOFError, OSError):
-                lifeline.recv()
-            end_processes(leader)
-        os._exit(0)
-    os.waitpid(child, 0)
-    lifeline.close()
-
-
-def _limit_memory() -> None:
-    """Make an allocation beyond the limit a MemoryError rather than the machine's death (Linux)."""
-    if sys.platform == "linux":
-        import resource
-
-        num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = num_pages * resource.getpagesize() + MEMORY_BYTES
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        if hard == resource.RLIM_INFINITY or limit < hard:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _set_alarm(seconds: float) -> None:

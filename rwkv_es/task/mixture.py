@@ -77,6 +77,11 @@ def load_tasks(spec: str, data: str = "") -> Task:
     def reward(problem: Problem, text: str) -> float | None:
         return parts[problem.meta.get(PART, 0)].reward(problem, text)
 
+    def environment(problem: Problem) -> Any:
+        found = parts[problem.meta.get(PART, 0)].environment
+        assert found is not None, "asked for problems of such tasks only"
+        return found(problem)
+
     return Task(
         spec,
         lru_cache(problems),
@@ -86,6 +91,7 @@ def load_tasks(spec: str, data: str = "") -> Task:
         max_new_tokens=max(part.max_new_tokens for part in parts),
         template=parts[0].template,
         timeout_s=min(part.timeout_s for part in parts),
+        environment=environment if any(part.environment for part in parts) else None,
         parts=parts,
     )
 

@@ -64,6 +64,12 @@ def reference_of(task: Task, problem: Problem, prompting: Prompting) -> tuple[st
     return text.removeprefix(start) + (stops[0] if stops else ""), bool(stops)
 
 
+def turn_of(task: Task, prompting: Prompting) -> str:
+    """Return what is read between two answers, with an environment's reply for {q}."""
+    template = template_named(template_of(task, prompting))
+    return template.turn + template.response_prefix
+
+
 def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
     if not (shots.isascii() and shots.isdecimal()):
         return _text_of(shots)

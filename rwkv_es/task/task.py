@@ -20,6 +20,7 @@ import rwkv_es
 from rwkv_es.config.option import MOST_NEW
 from rwkv_es.errors import TaskError, cause
 from rwkv_es.task.templates import TEMPLATES
+from rwkv_es.task.turns import ONE_TURN, Limits, limits_of
 from rwkv_es.task.users import import_file
 
 SPLITS = ("train", "test")
@@ -37,7 +38,10 @@ PART, SYSTEM = Key.PART, Key.SYSTEM
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is a text that scores 1.0, "" if none is known; `meta` is for the scorer."""
+    """One question. `answer` is a text that scores 1.0, "" if none is known; `meta` is for the scorer.
+
+    For a task with an environment it is the answers of an episode that earns 1, a line each.
+    """
 
     prompt: str
     answer: str
@@ -49,7 +53,8 @@ class Task:
     """What a task folder defines. `problems` takes a split; `reward` takes a problem and response prefix + completion.
 
     A completion ends before a `stop` string, which is dropped, or after one of `stop_included`, which is kept. A task
-    with a `timeout_s` has a scorer that may hang: it is killed then, and never called without worker processes.
+    with a `timeout_s` has a scorer that may hang: it is killed then, and never called without worker processes. With
+    an `environment`, an answer is a turn of an episode, and `reward` is never called.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Task:
     template: str
     stop_included: tuple[str, ...] = ()
     timeout_s: float = math.inf
+    environment: Callable[[Problem], Any] | None = None  # who replies to answers, and gives the rewards
+    limits: Limits = ONE_TURN  # of an episode
     parts: tuple["Task", ...] = ()  # of a mixture
 
     def part_of(self, problem: Problem) -> "Task":
@@ -99,14 +106,20 @@ def load_task(name_or_path: str, data: str = "") -> Task:
     where, argument = _split_argument(name_or_path)
     is_path = where.endswith(".py") or any(mark in where for mark in "/\\.~")
     module, name = _import_path(where) if is_path else (_import_built_in(where), where)
-    problems, reward = _member(module, "problems", where), _member(module, "reward", where)
-    if not (callable(problems) and callable(reward)):
-        raise TaskError(f"problems and reward of task {where} must be functions")
+    problems, environment = _member(module, "problems", where), getattr(module, "environment", None)
+    reward = _member(module, "reward", where) if environment is None else rewarded_by_environment
+    if not (callable(problems) and callable(reward) and (environment is None or callable(environment))):
+        raise TaskError(f"problems, reward and environment of task {where} must be functions")
     if argument:
         if "argument" not in inspect.signature(problems).parameters:
             raise TaskError(f"task {where} takes no argument; got {argument!r}, so leave the colon out")
         problems, name = partial(problems, argument=argument), f"{name}:{argument}"
     return Task(name, lru_cache(_checked(problems, name_or_path, data)), reward, **_constants(module, where))
+
+
+def rewarded_by_environment(problem: Problem, text: str) -> float:
+    """Stand in for the reward of a task that has an environment."""
+    raise TaskError("the rewards of this task come from its environment, turn by turn")
 
 
 def _split_argument(spec: str) -> tuple[str, str]:
@@ -165,13 +178,15 @@ _FORMERLY = {"MAX_NEW_TOKENS": ("MAX_NEW",), "STOP_INCLUDED": ("ENDS",)}
 def _member(module: ModuleType, name: str, spec: str) -> Any:
     if not hasattr(module, name):
         raise TaskError(
-            f"task {spec} does not define {name}; it needs problems, reward, VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE"
+            f"task {spec} does not define {name}; it needs problems, reward or environment, VERSION, STOP, "
+            "MAX_NEW_TOKENS, TEMPLATE"
         )
     return getattr(module, name)
 
 
 def _constants(module: ModuleType, spec: str) -> dict[str, Any]:
     """Read and check the constants of a task, as arguments of `Task`."""
+    has_turns = getattr(module, "environment", None) is not None
     names = ("VERSION", "STOP", _name_of(module, "MAX_NEW_TOKENS"), "TEMPLATE")
     version, stop, max_new_tokens, template = (_member(module, name, spec) for name in names)
     if not (isinstance(version, str) and version):
@@ -190,6 +205,7 @@ def _constants(module: ModuleType, spec: str) -> dict[str, Any]:
         "max_new_tokens": max_new_tokens,
         "template": template,
         **_optional(module, spec),
+        **({"environment": module.environment, "limits": limits_of(module, spec, max_new_tokens)} if has_turns else {}),
     }
 
 

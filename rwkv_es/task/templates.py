@@ -12,6 +12,7 @@ class Template(NamedTuple):
     before: str
     response_prefix: str = ""
     stop: tuple[str, ...] = ()  # besides the task's own
+    turn: str = "\n\nUser: {q}\n\nAssistant:"  # what stands around an environment's reply, before the response prefix
 
 
 _TURN = "User: {q}\n\nAssistant:"
@@ -25,8 +26,8 @@ TEMPLATES: dict[str, Template] = {
         "provide the user with the answer. Question: {q}. Assistant:",
         " <think",
     ),
-    "flower": Template("User✿{q}✿\nBot✿", "<think", ("✿",)),
-    "raw": Template("{q}"),
+    "flower": Template("User✿{q}✿\nBot✿", "<think", ("✿",), "✿\nUser✿{q}✿\nBot✿"),
+    "raw": Template("{q}", turn="{q}"),
 }
 
 
@@ -38,14 +39,14 @@ def render(template: str, question: str, system: str = "", examples: str = "") -
     Raises:
         ConfigError: unknown template, one that has no place for the system text, or that lacks it.
     """
-    before, start, _ = template_named(template)
+    before, start, *_ = template_named(template)
     if system and not before.startswith("User: {q}"):
         raise ConfigError(f"the template {template} has no place for a system text; use system, think or short_think")
     if template == "system" and not system:
         raise ConfigError("the template system needs a text: --system TEXT")
     if template != "raw":
-        question = _without_blank_lines(question)
-    header = f"System: {_without_blank_lines(system)}\n\n" if system else ""
+        question = without_blank_lines(question)
+    header = f"System: {without_blank_lines(system)}\n\n" if system else ""
     return header + examples + before.replace("{q}", question) + start
 
 
@@ -74,5 +75,6 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _without_blank_lines(text: str) -> str:
+def without_blank_lines(text: str) -> str:
+    """Close up the blank lines of a text, which end a turn."""
     return re.sub(r"\n(?:[^\S\n]*\n)+", "\n", unix_lines(text)).strip()

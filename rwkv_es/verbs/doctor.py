@@ -32,6 +32,7 @@ from rwkv_es.session import (
     answer,
     collect,
     examined_alone,
+    open_environments,
     open_scorers,
     open_session,
     warn_if_splits_overlap,
@@ -66,7 +67,7 @@ def doctor(config: Config) -> dict[str, Any]:
         )
     session = examined_alone(open_session(config))
     warn_if_splits_overlap(session)
-    with open_scorers(config) as scorers:
+    with open_scorers(config) as scorers, open_environments(config, session) as session:
         findings = examine(config, session, scorers)
     result = summary(config, findings)
     result["warnings"] += context_warnings(session, findings.gold)

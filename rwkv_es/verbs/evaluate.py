@@ -16,10 +16,12 @@ from rwkv_es.reward.adapters import Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.session import (
     Answers,
+    Session,
     answer,
     collect,
     examined_alone,
     greedy,
+    open_environments,
     open_scorers,
     open_session,
 )
@@ -75,6 +77,11 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
     if config.samples > 1 and not config.temperature:
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
     session = examined_alone(open_session(config, task))
+    with open_environments(config, session, task) as session:
+        return _judged(config, session, scorers)
+
+
+def _judged(config: Config, session: Session, scorers: RewardPool) -> Judgement:
     problems = session.task.problems(config.split)[: config.eval_size or None]
     with progress(f"{config.task}, greedy", len(problems)) as advance:
         answers = answer(greedy(session), problems, scorers=scorers, advance=advance)
@@ -93,7 +100,9 @@ def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, m
     scores = collect(answers, scorers)
     scorers.say_failure(scores)
     watch_unperturbed(counted := count(answers, scores), model)
-    return Judged(problems, answers.texts, as_numbers(scores.rewards)), counted
+    turns = [answers.turns_of(place) for place in range(len(answers.texts))] if answers.episodes else []
+    most = max((episode.setting.limits.turns for episode in answers.episodes.values()), default=0)
+    return Judged(problems, answers.texts, as_numbers(scores.rewards), turns, most), counted
 
 
 def show(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]) -> None:
@@ -140,6 +149,7 @@ def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:
             assert judged is not None
             place = judged.of_problem(index)
             for sample, (text, reward) in enumerate(zip(judged.texts[place], judged.rewards[place])):
+                turns = judged.turns[place.start + sample] if judged.turns else []
                 yield {
                     "model": str(judgement.path),
                     "decoding": decoding,
@@ -148,6 +158,7 @@ def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:
                     "answer": problem.answer,
                     "completion": text,
                     "reward": reward,
+                    **({"turns": [turn._asdict() for turn in turns]} if turns else {}),
                 }
 
 

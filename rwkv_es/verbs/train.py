@@ -37,6 +37,7 @@ from rwkv_es.session import (
     Session,
     answer,
     collect,
+    open_environments,
     open_scorers,
     open_session,
     read,
@@ -72,7 +73,10 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
         noted = {**learned_from, ENGINE_DTYPE: engine_dtype}
         ledger = cluster.on_leader(lambda: Ledger.open(folder, to_dict(config), session.base_path, noted))
         try:
-            with open_scorers(_scoring(config, cluster), scorer) as scorers:
+            with (
+                open_scorers(_scoring(config, cluster), scorer) as scorers,
+                open_environments(config, session, task) as session,
+            ):
                 cluster.on_leader(
                     lambda: None if ledger is None or ledger.steps else _look_ahead(config, session, scorers)
                 )

@@ -70,7 +70,9 @@ def test_long_texts_keep_both_ends():
 
 def answered(rewards):
     count = range(len(rewards))
-    answers = SimpleNamespace(problems=[Problem(f"q{i}", "") for i in count], texts=[f"t{i}" for i in count])
+    answers = SimpleNamespace(
+        problems=[Problem(f"q{i}", "") for i in count], texts=[f"t{i}" for i in count], turns_of=lambda place: ()
+    )
     return answers, SimpleNamespace(rewards=rewards)
 
 

@@ -49,15 +49,15 @@ def test_answers_are_counted():
         SimpleNamespace(tokens=[], finish="stop"),
         SimpleNamespace(tokens=[1] * 7, finish="length"),
     ]
-    answers = SimpleNamespace(rollout=SimpleNamespace(completions=completions, num_read=40), broken=[1])
-    assert count(answers, SimpleNamespace(errors=1, timeouts=2)) == (3, 40, 10, 2, 1, 2, 1, 0, 0, 0, 0)
+    answers = SimpleNamespace(rollout=SimpleNamespace(completions=completions, num_read=40), broken=[1], episodes={})
+    assert count(answers, SimpleNamespace(errors=1, timeouts=2)) == (3, 40, 10, 2, 1, 2, 1, *[0] * 9)
 
 
 def test_reference_answers_are_counted_where_the_logits_are_finite():
     """Two members and answers of 3 and 5 tokens after 2 and 1 of a prompt."""
     references = [Reference(tuple(range(5)), 2, 7), Reference(tuple(range(6)), 1, 9)]
     reading = Reading(references, torch.tensor([[-3.0, -5.0], [math.nan, -10.0]], dtype=torch.float64))
-    nothing = SimpleNamespace(rollout=SimpleNamespace(completions=[], num_read=0), broken=[])
+    nothing = SimpleNamespace(rollout=SimpleNamespace(completions=[], num_read=0), broken=[], episodes={})
     found = count(nothing, None, reading)
     assert (found.answers, found.read, found.broken, found.references) == (0, 2 * (4 + 5), 1, 4)
     assert likelihoods(found) == pytest.approx({"nats_per_token": 18 / 13, "bits_per_byte": 18 / math.log(2) / 25})

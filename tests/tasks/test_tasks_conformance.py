@@ -10,6 +10,7 @@ import pytest
 from places import DATA, ROOT
 from timing import cpu_seconds
 
+from rwkv_es.environment.play import played
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.task import datasets
 from rwkv_es.task.task import Problem, Task, list_tasks, load_task
@@ -92,13 +93,17 @@ def pool_of(name: str, folder: Path) -> RewardPool:
     return RewardPool(SPECS.get(name, name), str(folder) if name in OWN_DATA else "", 1, 5.0, 1.0)
 
 
-def asked(problem: Problem) -> str:
-    """Return what tells a problem from others: of a text without a question that is the text."""
-    return problem.prompt or problem.answer
+def asked(task: Task, problem: Problem) -> str:
+    """Return what tells a problem from others: of a text without a question, and of what is hidden, the answer too."""
+    return problem.prompt + (problem.answer if task.environment is not None or not problem.prompt else "")
 
 
 def score(task: Task, folder: Path, problem: Problem, text: str) -> float | None:
-    """Score here, or where it can be killed."""
+    """Score here, or where it can be killed; in an environment, a text is the answers of an episode, a line each."""
+    if task.environment is not None:
+        said = [each for _, each in played(task.environment, Problem(problem.prompt, text, problem.meta))]
+        assert not any(each.error for each in said), said
+        return math.fsum(each.reward for each in said)
     if task.timeout_s == math.inf:
         return task.reward(problem, text)
     scores = pool_of(task.name.partition(":")[0], folder).score([problem], [text])
@@ -111,6 +116,8 @@ def test_the_gold_answer_scores_one_bare_and_after_the_opening_of_the_template(t
     start = response_prefix(task.template)
     for problem in task.problems(split)[:NUM_CHECKED]:
         assert score(task, folder, problem, problem.answer) == 1.0
+        if task.environment is not None:
+            continue
         assert score(task, folder, problem, start + CLOSING[start] + problem.answer) == 1.0
         assert not any(stop in problem.answer for stop in task.stop)
         assert all(
@@ -129,7 +136,7 @@ def test_junk_scores_zero_at_once_and_touches_nothing(task, text, folder, tmp_pa
     for given in (text, response_prefix(task.template) + text):
         assert score(task, folder, problem, given) == 0.0
         if task.timeout_s == math.inf:
-            assert cpu_seconds(lambda given=given: task.reward(problem, given)) < 0.05
+            assert cpu_seconds(lambda given=given: score(task, folder, problem, given)) < 0.05
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,11 +152,11 @@ def test_items_are_the_same_each_time_whatever_was_asked_before(task, split, fol
 
 def test_the_splits_are_disjoint(task):
     train, test = task.problems("train"), task.problems("test")
-    assert not {asked(p) for p in train[:2000]} & {asked(p) for p in test[:2000]}
+    assert not {asked(task, p) for p in train[:2000]} & {asked(task, p) for p in test[:2000]}
 
 
 def test_the_first_items_of_a_split_differ_from_each_other(task):
-    prompts = [asked(problem) for problem in task.problems("train")[:NUM_CHECKED]]
+    prompts = [asked(task, problem) for problem in task.problems("train")[:NUM_CHECKED]]
     assert len(set(prompts)) > 0.9 * len(prompts)
 
 
