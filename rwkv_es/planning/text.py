@@ -2,7 +2,7 @@
 
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, wire_bytes
-from rwkv_es.planning.walk import walk_lines
+from rwkv_es.planning.walk import rate_lines, walk_lines
 from rwkv_es.system.texts import size
 
 _PARTS = {
@@ -21,7 +21,7 @@ _PARTS = {
 
 def plan_lines(made: Plan) -> list[str]:
     """Return a plan as text: what it takes, then what to change."""
-    walk = walk_lines(made.config, made.header.arch.n_embd)
+    walk = [*walk_lines(made.config, made.header.arch.n_embd), *rate_lines(made.config)]
     return [*_head(made), *_memory(made), *_flight(made), *_disk(made), *_time(made), *walk]
 
 

@@ -3,6 +3,7 @@
 import math
 
 from rwkv_es.config.options import Config
+from rwkv_es.es import conversions
 from rwkv_es.es.schedule import decay
 
 WALK_PROPOSED, WALK_PUBLISHED = 1e-3, 2e-3  # of a weight, over a run; published: EGGROLL's runs and ES at Scale's
@@ -38,3 +39,16 @@ def walk_lines(config: Config, width: int) -> list[str]:
     if bound and total > WALK_PROPOSED:
         lines.append(f"  change: --lr {config.lr * WALK_PROPOSED / total:.2g}, fewer steps, or a larger population")
     return lines
+
+
+def rate_lines(config: Config) -> list[str]:
+    """Return the rate as others count it: from problems that have nothing in common to problems that agree."""
+    if walk(config) is None:
+        return []
+    least = 1 / math.sqrt(config.prompts)  # of the fitness's standard deviation, see `es.conversions`
+    scale = config.lr / conversions.from_hyperscale(1.0, config.sigma, config.population)
+    alpha = config.lr / conversions.from_es_at_scale(1.0)
+    return [
+        f"lr elsewhere: lr_scale {scale * least:.2g} to {scale:.2g} in HyperscaleES, {alpha * least:.2g} to "
+        f"{alpha:.2g} in es-at-scale and eggroll-vllm"
+    ]

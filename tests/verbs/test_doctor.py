@@ -68,10 +68,10 @@ def test_the_embedded_model_and_task_are_found_fit(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sigma", [0.3, 0.003])
-def test_what_is_proposed_learns_from_a_sigma_that_is_wrong_by_a_factor_of_ten(sigma, tmp_path, capsys):
-    """Ten times too much and ten times too little for the head, whose noise decides; half a minute of one core each."""
-    assert main(["doctor", "tiny", "--threads", "1", "--sigma", str(sigma), "--lr", "1"]) == 0
+@pytest.mark.parametrize(("sigma", "lr"), [("0.03", "0.02"), ("0.0003", "0.0002")])
+def test_what_is_proposed_learns_where_sigma_and_lr_are_wrong_by_a_factor_of_ten(sigma, lr, tmp_path, capsys):
+    """The recipe has 0.003 and 0.002, and a multiplier for the head; half a minute of one core each."""
+    assert main(["doctor", "tiny", "--threads", "1", "--sigma", sigma, "--lr", lr]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("suggestion"))
     flags = line.split()[1:]
     others = ["--steps", "8", "--eval-every", "8", "--threads", "1", "--slots", "512", "--run", str(tmp_path / "run")]

@@ -119,6 +119,11 @@ def test_a_long_walk_is_said():
     assert walk(Config(lr=float(lr)))[1] <= 1.05e-3
 
 
+def test_the_rate_is_said_as_others_count_it():
+    text = "\n".join(plan_lines(planned(model="0.1b", gpus="h100-80", lr=1e-3, population=100, prompts=4, sigma=1e-3)))
+    assert "lr_scale 0.05 to 0.1 in HyperscaleES, 0.0005 to 0.001 in es-at-scale" in text  # 1e-3 / (1e-3 * 10), halved
+
+
 def test_a_small_models_weights_may_walk_as_far_as_they_like():
     (line,) = [line for line in plan_lines(planned(model="tiny", lr=1e-2)) if line.startswith("walk")]
     assert "stay below" not in line and "as a random walk by 0.0063" in line  # 0.00625 = 1e-2 / sqrt(256) * sqrt(100)
