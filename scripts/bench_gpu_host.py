@@ -1,27 +1,31 @@
-"""What the host does beside a GPU: the token loop with an engine that computes nothing, milliseconds a tick.
+"""What the host does beside a GPU: the token loop with an engine that computes nothing, CPU milliseconds a tick.
 
     python scripts/bench_gpu_host.py [--slots 1024] [--samples 1] [--new 300]
 
 Texts are random words of the World vocabulary with lognormal lengths, ended by the end token or by a stop string, which
 is looked for late; prompts have 60 to 180 tokens. The device's part, numpy here, is timed by itself and taken off.
+`told` is what the host does with what has ended: it decodes the texts and hands them to a reward worker.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from rwkv_es.engine import gpu_loop
-from rwkv_es.engine.decoding import GenerationConfig
+from rwkv_es.engine.decoding import Completion, GenerationConfig
 from rwkv_es.engine.gpu_loop import Loop, counts_of
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import Stops, make_stops
 from rwkv_es.gpu.loop_kernels import NOTHING
-from rwkv_es.gpu.slots import Entry, columns
+from rwkv_es.gpu.slots import Entry, Part, columns
 from rwkv_es.pretrained.tokenizer import END_ID, WorldTokenizer
+from rwkv_es.reward.adapters import Answer
+from rwkv_es.reward.pool import RewardPool
+from rwkv_es.task.mixture import load_tasks
 
 
 class Nothing:
@@ -33,9 +37,17 @@ class Nothing:
         self.live, self.ring = np.zeros(slots, bool), [np.zeros(slots, np.int32) for _ in range(gpu_loop.AHEAD + 1)]
         self.num_ticks = self.num_live = 0
 
+    def read(self, parts: Sequence[Part]) -> None:
+        """Count what is read at once."""
+        start = time.thread_time()
+        for place, count, lives in parts:
+            self.position[place] += count
+            self.live[place] = lives
+        self.seconds += time.thread_time() - start
+
     def tick(self, count: int) -> int:
         """Count one token read in every slot."""
-        start = time.perf_counter()
+        start = time.thread_time()
         heard = self.ring[self.num_ticks % len(self.ring)]
         heard[:] = NOTHING
         rows = np.flatnonzero(self.live[:count])
@@ -46,7 +58,7 @@ class Nothing:
         self.live[rows] = (heard[rows] != END_ID) & (place + 1 < self.limit[rows])
         self.num_live += len(rows)
         self.num_ticks += 1
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.thread_time() - start
         return self.num_ticks - 1
 
     def listen(self, tick: int, count: int) -> np.ndarray:
@@ -58,7 +70,8 @@ class Nothing:
         columns(entries, stopped, 180, None)
         for place, request, num_read, _ in entries:
             self.request[place], self.position[place] = request.id, num_read
-            self.length[place], self.limit[place], self.live[place] = len(request.prompt), request.max_new_tokens, True
+            self.length[place], self.limit[place] = len(request.prompt), request.max_new_tokens
+            self.live[place] = num_read + 1 >= len(request.prompt)
         self.live[list(stopped)] = False
 
     def save(self, places: Sequence[tuple[int, int]]) -> None:
@@ -86,22 +99,48 @@ def measured(slots: int, samples: int, most_new: int, num_requests: int) -> dict
     requests = [r._replace(id=i) for i, r in enumerate(with_shared_prefixes(requests))]
     device = Nothing(texts_of(rng, len(requests), most_new, stops), slots)
     loop = Loop(device, requests, GenerationConfig(stops, slots=slots), counts_of(slots, 8))
-    marks = []  # after every tick: when, how long the device took so far, whether all slots are taken
-    found = loop.run(lambda ended: marks.append((time.perf_counter(), device.seconds, device.live.sum() > 0.9 * slots)))
+    told, tell, pool = 0.0, *teller(requests)
+    marks: list[tuple[float, float, bool]] = []  # after every tick: when, how long the device took so far, whether all slots are taken
+
+    def on_finished(ended: Mapping[int, Completion]) -> None:
+        nonlocal told
+        start = time.thread_time()
+        tell(ended)
+        told += time.thread_time() - start
+        marks.append((time.thread_time(), device.seconds + told, loop.count == slots))
+
+    with pool:
+        found = loop.run(on_finished)
     lasted = [(b[0] - a[0]) - (b[1] - a[1]) for a, b in itertools.pairwise(marks)]
     full = [seconds for seconds, mark in zip(lasted, marks) if mark[2]]
     return {
         "slots": slots,
         "samples": samples,
-        "ticks": found.num_ticks,
+        "ticks": device.num_ticks,
+        "readings": found.num_ticks - device.num_ticks,
         "requests": len(requests),
         "mean_new": sum(len(c.tokens) for c in found.completions) / len(requests),
         "stopped_by_string": sum(c.finish == "stop" and c.tokens[-1] != END_ID for c in found.completions),
-        "device_ms_per_tick": 1e3 * device.seconds / found.num_ticks,
+        "device_ms_per_tick": 1e3 * device.seconds / device.num_ticks,
         "full_ticks": len(full),
         "host_ms_per_full_tick": 1e3 * sum(full) / max(len(full), 1),
         "host_ms_per_tick": 1e3 * sum(lasted) / len(lasted),
+        "told_ms_per_tick": 1e3 * told / len(lasted),
     }
+
+
+def teller(requests: Sequence[Request]) -> tuple[Callable[[Mapping[int, Completion]], None], RewardPool]:
+    """Return what a rollout of `session.answer` does with what has ended, and the workers that score it."""
+    tokenizer, problems = WorldTokenizer(), load_tasks("countdown").problems("train")
+    pool = RewardPool("countdown", "", 1, 10.0, 1.0)
+
+    def tell(ended: Mapping[int, Completion]) -> None:
+        for place, completion in ended.items():
+            text, request = tokenizer.decode(completion.tokens), requests[place]
+            pool.submit(place, Answer(problems[request.problem], text, completion.tokens, 0))
+        pool.poll()
+
+    return tell, pool
 
 
 def texts_of(rng: np.random.Generator, count: int, most: int, stops: Stops) -> np.ndarray:

@@ -102,12 +102,12 @@ def tick_floor(bench: Bench, rows: int, state: torch.dtype) -> float:
 
 def filled(engine: GpuEngine, factors: Factors | None, rows: int, sampling: SamplingParams) -> GpuSlots:
     """Return slots full of requests that go on writing, their tick captured."""
-    sizes = Sizes(rows, prompt=2, written=4096, saved=0, ahead=2, num_words=engine.model.arch.n_vocab)
+    sizes = Sizes(rows, prompt=1, written=4096, at_once=8, saved=0, ahead=2, num_words=engine.model.arch.n_vocab)
     slots = GpuSlots(engine, factors, sizes, GenerationConfig(never(sizes.num_words), sampling))
-    slots.prepare([rows])
+    slots.prepare([rows], [])
     first = 0 if factors is None else 2 * factors.first
     members = 1 if factors is None else 2 * factors.num_directions
-    requests = [Request(first + i % members, i, (1 + i % 50, 2), 4096) for i in range(rows)]
+    requests = [Request(first + i % members, i, (1 + i % 50,), 4096) for i in range(rows)]
     slots.admit([Entry(i, request, 0, -1) for i, request in enumerate(requests)], [])
     return slots
 

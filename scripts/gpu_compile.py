@@ -21,8 +21,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+from rwkv_es.engine.gpu_loop import AT_ONCE
 from rwkv_es.gpu import kernels as layer_kernels
-from rwkv_es.gpu import loop_kernels
+from rwkv_es.gpu import loop_kernels, prompt_kernels
+from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Reading, Texts, Work, layout_of
 from rwkv_es.noise import gpu_kernels as noise_kernels
 
 ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
@@ -88,6 +90,7 @@ def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
         return torch.zeros(shape, dtype=sizes.dtype, device=device)
 
     call_loop(sizes, rows, device)
+    call_texts(sizes, rows, device)
     directions = torch.zeros(8, dtype=torch.int64, device=device)
     noise_kernels.fill_from_table(of(8, sizes.ffn), 0, directions, (1, 2, 3), of(256))
     values = torch.zeros(4096, device=device)
@@ -103,8 +106,8 @@ def calls_of(sizes: Sizes, rows: int, device: str) -> dict[str, Callable[[], Non
     def of(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=sizes.dtype, device=device)
 
-    layer = kernels.LayerVectors(of(2, 2, c), of(6, c), of(8, c), of(c))
-    work = kernels.Work(of(6, rows, c), of(7, rows, c), of(rows, c))
+    layer = LayerVectors(of(2, 2, c), of(6, c), of(8, c), of(c))
+    work = Work(of(6, rows, c), of(7, rows, c), of(rows, c))
     x, shift, state = of(rows, c), of(rows, c), torch.zeros(rows, c // 64, 64, 64, dtype=sizes.state, device=device)
     halves, hidden = [of(rows, width) for width in sizes.halves], of(rows, sizes.ffn)
     return {
@@ -117,34 +120,57 @@ def calls_of(sizes: Sizes, rows: int, device: str) -> dict[str, Callable[[], Non
     }
 
 
+def call_texts(sizes: Sizes, rows: int, device: str) -> None:
+    """Call the kernels that read 16 tokens of each of some rows at once."""
+    num, c = AT_ONCE * rows, sizes.dim
+
+    def of(*shape: int, dtype: torch.dtype = sizes.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    noise, numbers = layer_noise(sizes, num, device), of(rows, dtype=torch.int32)
+    texts, layer = Texts(of(rows, dtype=torch.int64), numbers), LayerVectors(of(2, 2, c), of(6, c), of(8, c), of(c))
+    work, x, read = Work(of(6, num, c), of(7, num, c), of(num, c)), of(num, c), (texts, noise)
+    prompt_kernels.norm_and_mix(x, of(rows, c), layer, work.mixed, read)
+    state = of(rows, c // 64, 64, 64, dtype=sizes.state)
+    prompt_kernels.update_state(state, work, layer, False, read)
+    prompt_kernels.norm_and_shift((x, of(num, c)), of(rows, c), layer, work.mixed, read)
+    reading = Reading(texts, noise.direction, noise.direction, noise.sign, noise.live)
+    loop_kernels.choose_texts(reading, slots_of(sizes, rows, device), of(rows, 3, dtype=torch.int32))
+
+
+def slots_of(sizes: Sizes, rows: int, device: str) -> loop_kernels.Slots:
+    """Return slots where nobody is."""
+    numbers, words = torch.zeros(rows, 4, dtype=torch.int64, device=device), torch.zeros(rows, 64, device=device).int()
+    columns, sign = [words[:, 0].clone() for _ in range(4)], torch.zeros(rows, dtype=sizes.dtype, device=device)
+    return loop_kernels.Slots(*columns, numbers[:, 0].clone(), sign, numbers, words, words)
+
+
 def call_loop(sizes: Sizes, rows: int, device: str) -> None:
     """Call the kernels of the token loop."""
 
     def of(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
-    counters, texts = of(4, dtype=torch.int64), (of(64), of(64))
-    whose = of(dtype=torch.int64), of(dtype=sizes.dtype)
-    slots = loop_kernels.Slots(of(), of(), of(), of(), *whose, counters, *texts)
-    choice = loop_kernels.Choice(of(65536, dtype=torch.float32), counters[0, :2], 65529, 1.0, 0)
-    loop_kernels.choose_tokens(whose[0], slots)
+    slots, tokens = slots_of(sizes, rows, device), of(dtype=torch.int64)
+    choice = loop_kernels.Choice(of(65536, dtype=torch.float32), slots.counter[0, :2], 65529, 1.0, 0)
+    loop_kernels.choose_tokens(tokens, slots)
     loop_kernels.write_tokens(slots.live, slots, choice)
-    loop_kernels.note_tokens(slots.live, slots, whose[0], choice)
+    loop_kernels.note_tokens(slots.live, slots, tokens, choice)
     loop_kernels.admit(slots, of(loop_kernels.NUM_COLUMNS + 64))
     states = torch.zeros(2, rows, sizes.dim // 64, 64, 64, dtype=sizes.state, device=device)
     loop_kernels.copy_rows(states, states, of(2, dtype=torch.int64))
 
 
-def layer_noise(sizes: Sizes, rows: int, device: str) -> layer_kernels.LayerNoise:
+def layer_noise(sizes: Sizes, rows: int, device: str) -> LayerNoise:
     """Return noise of a layer that is not the first."""
-    c, num = sizes.dim, len(layer_kernels.MATRICES)
+    c, num = sizes.dim, len(MATRICES)
     into = [c] * 8 + list(sizes.halves) + [c, sizes.ffn]
     out = [c] * 4 + list(sizes.halves) + [c] * 4 + [sizes.ffn, c]
     place, width = [-1] * (2 * num), 0
     for m in range(num if sizes.is_perturbed else 0):
         for at, side in ((m, into[m]), (num + m, out[m])):
             place[at], width = width, width + -(-side // 16) * 16
-    return layer_kernels.LayerNoise(
+    return LayerNoise(
         torch.zeros(2, sizes.rank, max(width, 1), dtype=torch.bfloat16, device=device),
         torch.zeros(num, device=device),
         torch.zeros(rows, dtype=torch.int64, device=device),
@@ -152,7 +178,7 @@ def layer_noise(sizes: Sizes, rows: int, device: str) -> layer_kernels.LayerNois
         torch.ones(rows, dtype=torch.int32, device=device),
         torch.zeros(rows, num, sizes.rank, device=device),
         torch.zeros(rows, layer_kernels.parts_of(sizes.ffn), sizes.rank, device=device),
-        layer_kernels.layout_of(sizes.rank, max(width, 1), place),
+        layout_of(sizes.rank, max(width, 1), place),
     )
 
 

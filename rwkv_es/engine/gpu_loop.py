@@ -17,17 +17,22 @@ from rwkv_es.engine.memory import most_saved
 from rwkv_es.engine.scheduler import Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.gpu.loop_kernels import BROKEN, NOTHING
-from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Sizes
-from rwkv_es.model.batch import agreeing, padded
+from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Part, Sizes
+from rwkv_es.model.batch import MULTIPLES, agreeing, padded
 from rwkv_es.model.weights import Factors
 
 AHEAD = 2  # ticks under way that the host has not heard of
+AT_ONCE = 16  # tokens of a prompt that a row reads in one go
+PATIENCE = 8  # ticks: half of what the tokens would take one by one
 _PARTS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of the slots: the numbers of rows that ticks are made for
 _FEWEST = 64
 
 
 class Device(Protocol):
     """Where the ticks are made; see `gpu_slots.GpuSlots`."""
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Let slots at rest read on in their prompts."""
 
     def tick(self, count: int) -> int:
         """Let the first `count` slots read a token each; return a number by which `listen` knows the tick."""
@@ -54,17 +59,18 @@ def rollout(
 ) -> Rollout:
     """Generate every request's completion, as `rollout.rollout` does: `requests` know their places in the list."""
     slots = decoding.padded(min(decoding.slots, len(requests)))
+    counts = agreeing(engine.model, counts_of(slots, decoding.row_multiple))
     sizes = Sizes(
         slots=slots,
         prompt=max((len(request.prompt) for request in requests), default=0),
         written=max((request.max_new_tokens for request in requests), default=0),
+        at_once=at_once(counts),
         saved=most_saved(slots) if any(request.shared_prefixes for request in requests) else 0,
         ahead=AHEAD,
         num_words=len(decoding.stops.can_end),
     )
     device = GpuSlots(engine, factors, sizes, decoding)
-    counts = agreeing(engine.model, counts_of(slots, decoding.row_multiple))
-    device.prepare(counts)
+    device.prepare(counts, readers_of(counts))
     return Loop(device, requests, decoding, counts).run(on_finished)
 
 
@@ -74,6 +80,16 @@ def counts_of(slots: int, multiple: int) -> list[int]:
     return sorted(count for count in parts | {padded(_FEWEST, multiple), slots} if 0 < count <= slots)
 
 
+def at_once(counts: Sequence[int]) -> int:
+    """Return how many tokens of a prompt are read at once, so that all rows' tokens are a number of rows of a tick."""
+    return AT_ONCE if any(count % AT_ONCE == 0 for count in counts) else MULTIPLES[0]
+
+
+def readers_of(counts: Sequence[int]) -> list[int]:
+    """Return in how many rows prompts may be read at a time, ascending: products see as many rows as in a tick."""
+    return [count // at_once(counts) for count in counts if count % at_once(counts) == 0]
+
+
 class Loop:
     """The host's side: who is in which slot in which tick, and what each row has written."""
 
@@ -81,6 +97,7 @@ class Loop:
         self, device: Device, requests: Sequence[Request], decoding: GenerationConfig, counts: Sequence[int]
     ) -> None:
         self.device, self.counts, self.requests = device, counts, requests
+        self.at_once, self.most_readers = at_once(counts), max(readers_of(counts), default=0)
         num_slots, capacity = min(decoding.slots, len(requests)), max(counts, default=0)
         self.scheduler = Scheduler(longest_first(requests, decoding.slots), num_slots)
         self.stops, self.kind_of = distinct([request.stops for request in requests], decoding.stops)
@@ -94,14 +111,15 @@ class Loop:
         self.handles = list(range(num_slots))
         self.written = np.zeros((max(num_slots, 1), max((r.max_new_tokens for r in requests), default=0)), np.int32)
         self.num_written, self.limit, self.kind = np.zeros((3, max(num_slots, 1)), np.int64)
-        # By request: its handle and slot, how much it had read when it entered and when it was last looked at.
+        # By request: its handle and slot, how much of its prompt it had read when it entered, and has now.
         self.handle, self.slot, self.num_shared, self.num_known = np.zeros((4, len(requests)), np.int64)
         self.is_over = np.zeros(len(requests) + 1, bool)
         self.is_over[-1] = True  # nobody
         self.stale: set[int] = set()  # slots whose row the host has ended
         self.saved: dict[Prefix, int] = {}
         self.free_saved = list(range(most_saved(capacity)))
-        self.due: dict[int, list[int]] = {}  # tick -> requests that have then read a prefix which others wait for
+        self.reading: list[int] = []  # requests at rest that have prompts to read, in the order in which they came
+        self.patience = PATIENCE  # ticks for which they wait for company
         self.under_way: deque[tuple[int, np.ndarray]] = deque()
         self.count, self.num_ticks, self.num_read = capacity, 0, 0
 
@@ -111,8 +129,9 @@ class Loop:
         while not self.scheduler.is_done:
             self.admit()
             self.shrink()
+            if self.read_prompts():
+                continue
             self.launch()
-            self.save_prefixes()
             ended = self.listen() if len(self.under_way) > AHEAD else {}
             done.update(ended)
             on_finished(ended)
@@ -151,17 +170,45 @@ class Loop:
         self.under_way.append((tick, self.owner[: self.count].copy()))
         self.num_ticks += 1
 
-    def save_prefixes(self) -> None:
-        """Save the state of every row that has read, in the tick that was started last, what others wait for."""
+    def read_prompts(self) -> bool:
+        """Let rows at rest read parts of their prompts if many do, some have waited, or nobody else is there.
+
+        Which part is read at once follows from the request alone: up to the next prefix that is shared, or to the last
+        token, which a tick reads.
+        """
+        if not self.reading or not (
+            len(self.reading) >= self.most_readers or not self.patience or len(self.reading) == len(self.place)
+        ):
+            self.patience -= bool(self.reading)
+            return False
+        self.patience = PATIENCE
+        parts, ends = [], []
+        for i in self.reading[: self.most_readers]:
+            start, last, shared = int(self.num_known[i]), len(self.requests[i].prompt) - 1, self._next_shared(i)
+            count = min(self.at_once, (shared if shared > 0 else last) - start)
+            self.num_known[i] += count
+            parts.append(Part(int(self.slot[i]), count, start + count == last))
+            if start + count == shared:
+                ends.append(i)
+        self.device.read(parts)
+        self.num_ticks += 1
+        self._save_prefixes(ends)
+        others = self.reading[len(parts) :]
+        self.reading = [i for i, part in zip(self.reading, parts) if not part.lives] + others
+        return True
+
+    def _next_shared(self, i: int) -> int:
+        return next_shared_prefix(self.requests[i], int(self.num_known[i]))
+
+    def _save_prefixes(self, ids: Sequence[int]) -> None:
+        """Save the states of rows that have just read what others wait for."""
         places = []
-        for i in self.due.pop(self.num_ticks, ()):
+        for i in ids:
             request = self.requests[i]
-            length = next_shared_prefix(request, int(self.num_known[i]))
-            prefix = (request.member, request.prompt[:length])
+            prefix = (request.member, request.prompt[: self.num_known[i]])
             if self.scheduler.publish(prefix):
                 self.saved[prefix] = self.free_saved.pop()
                 places.append((int(self.slot[i]), self.saved[prefix]))
-            self._await_fork(i, length)
         if places:
             self.device.save(places)
 
@@ -188,15 +235,10 @@ class Loop:
         self.place.append(place)
         self.owner[place], self.slot[i], self.handle[i] = i, place, handle
         self.num_written[handle], self.limit[handle], self.kind[handle] = 0, request.max_new_tokens, self.kind_of[i]
-        self.num_shared[i] = len(prefix[1]) if prefix else 0
-        self._await_fork(i, int(self.num_shared[i]))
+        self.num_shared[i] = self.num_known[i] = len(prefix[1]) if prefix else 0
+        if self.num_known[i] < len(request.prompt) - 1:
+            self.reading.append(i)
         return Entry(place, request, int(self.num_shared[i]), self.saved[prefix] if prefix else -1)
-
-    def _await_fork(self, i: int, num_read: int) -> None:
-        """Note the tick after which a request that has read so much has read the next prefix that is shared."""
-        self.num_known[i] = num_read
-        if (length := next_shared_prefix(self.requests[i], num_read)) > 0:
-            self.due.setdefault(self.num_ticks + length - num_read, []).append(i)
 
     def _hits(self, handle: int) -> bool:
         """Say whether the last token of a row completes a stop string."""

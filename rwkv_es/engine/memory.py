@@ -219,7 +219,7 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
         return 4 * (load.threads * min(_ROWS_PER_BLOCK, padded(-(-rows // load.threads), ROWS_AT_ONCE)) * row + vectors)
     if load.engine == "triton":
         turned = arch.n_embd * arch.n_ffn if load.quantize == "int8" else 0  # a matrix at a time
-        return BYTES[load.dtype] * (rows * (row + 2 * arch.n_embd) + vectors + turned)
+        return BYTES[load.dtype] * (rows * (row + 3 * arch.n_embd) + vectors + turned)
     return rows * _TORCH_ROW * arch.n_embd * BYTES[load.dtype]
 
 

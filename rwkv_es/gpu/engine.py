@@ -6,48 +6,25 @@ proved value by value in Triton's interpreter; the speed of this engine has not 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rwkv_es.gpu import layer as layers
+from rwkv_es.gpu.layer import Scratch, kernels
+from rwkv_es.gpu.operands import MATRICES, LayerNoise, Reading, layout_of
+from rwkv_es.gpu.operands import Work as LayerWork
 from rwkv_es.model.batch import MULTIPLES
 from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new_state
-from rwkv_es.model.layers import Matrix, announced, are_covered, half_widths, layer_params, pack, share_block_
+from rwkv_es.model.layers import announced, are_covered, half_widths
 from rwkv_es.model.layout import Arch
 from rwkv_es.model.weights import Factors, Weights
 
-_ALIGNED = 16  # values: factors are read 16 bytes at a time
 CALLS_BEFORE_CAPTURE = 16  # of one number of rows: a graph pays only if it is repeated
 
 Work = Callable[[], None]
-
-
-class Layer(NamedTuple):
-    """A layer's parameters in the kernels' order."""
-
-    vectors: Any  # gpu_kernels.LayerVectors
-    matrices: tuple[Any, ...]  # Matrix, in the order of gpu_kernels.MATRICES; None: not used
-    is_first: bool
-
-
-class Perturbation(NamedTuple):
-    """A layer's factors of all directions (see `gpu_kernels.LayerNoise`)."""
-
-    block: Tensor
-    scale: Tensor
-    layout: tuple[int, ...]
-
-
-class Scratch(NamedTuple):
-    """Buffers for S rows."""
-
-    work: Any  # gpu_kernels.Work
-    halves: tuple[Tensor, ...]  # between the pairs w a v g: (S,rank) each
-    hidden: Tensor  # (S,F)
-    coefficient: Tensor  # (S,NUM_MATRICES,r) fp32
-    parts: Tensor  # (S,parts of F,r) fp32
 
 
 class Rows(NamedTuple):
@@ -70,34 +47,14 @@ class Step(NamedTuple):
     num_calls: int
 
 
-@cache
-def _import_kernels() -> tuple[Any, str]:
-    """Import the kernels, and Triton, when they are first needed; else say what is missing."""
-    try:
-        from rwkv_es.gpu import kernels as gpu_kernels
-    except ImportError as error:
-        return None, str(error)
-    return gpu_kernels, ""
-
-
-def _kernels() -> Any:
-    return _import_kernels()[0]
-
-
-def what_is_missing() -> str:
-    """Say why there are no kernels: Triton is not installed, or too old; "" if there are."""
-    return _import_kernels()[1]
-
-
 def is_able(model: Model, factors: Factors | None) -> bool:
     """Say whether this engine can run a model under these perturbations."""
     like = model.like
     if like.dtype not in (torch.float32, torch.bfloat16) or like.device.type not in ("cuda", "cpu"):
         return False
-    kernels = _kernels()
-    if kernels is None or (like.device.type == "cpu" and not kernels.IS_INTERPRETED):
+    if kernels() is None or (like.device.type == "cpu" and not kernels().IS_INTERPRETED):
         return False
-    return are_covered(factors, kernels.MATRICES)
+    return are_covered(factors, MATRICES)
 
 
 class GpuEngine:
@@ -115,15 +72,15 @@ class GpuEngine:
         self.model, self.capture, self.num_rows = model, capture, num_rows
         largest = max((model.params[name].numel() for name in model.scales if name.startswith("blocks.")), default=0)
         buffer = model.like.new_empty(largest)
-        self.layers = [_layer(model, i, buffer) for i in range(model.arch.n_layer)]
-        self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
+        self.layers = [layers.made(model, i, buffer) for i in range(model.arch.n_layer)]
+        self.noise = [layers.packed(model, factors, i) for i in range(model.arch.n_layer)]
         self.memory = [model.like.new_empty(num_rows * width) for width in self._widths()]
         rank = max(noise.block.shape[1] for noise in self.noise)
-        shapes = (len(_kernels().MATRICES), rank), (_kernels().parts_of(model.arch.n_ffn), rank)
+        shapes = (len(MATRICES), rank), (kernels().parts_of(model.arch.n_ffn), rank)
         self.coefficients = [torch.zeros(num_rows, *shape, device=model.like.device) for shape in shapes]
         self.live = torch.ones(num_rows, dtype=torch.int32, device=model.like.device)
         self.nobody = self.live.long(), model.like.new_zeros(num_rows)  # directions and signs of unperturbed rows
-        self.no_layout = _kernels().layout_of(0, 0, [-1] * 2 * len(_kernels().MATRICES))
+        self.no_layout = layout_of(0, 0, [-1] * 2 * len(MATRICES))
         self.steps: dict[tuple[int, bool], Step] = {}
         self.state: State | None = None  # what the steps belong to
 
@@ -174,18 +131,33 @@ class GpuEngine:
 
     def read_(self, weights: Weights, tokens: Tensor, state: State) -> Tensor:
         """Read one token per row, in place and without a graph: (S,) -> (S,C). Rows that are not `live` stay."""
-        kernels, scratch = _kernels(), self._scratch(len(tokens))
-        x, mixed = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0"), scratch.work.mixed
-        whose = self.nobody if weights.direction is None else (weights.direction, weights.sign)
-        own = (*whose, self.live[: len(tokens)], scratch.coefficient, scratch.parts)
-        for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-            layout = noise.layout if weights.direction is not None else self.no_layout
-            seen = kernels.LayerNoise(noise.block, noise.scale, *own, layout)
-            kernels.norm_and_mix(x, state.att_shift[i], layer.vectors, mixed, seen)
-            _time_mix_(x, state.wkv[i], layer, seen, scratch)
-            kernels.norm_and_shift(x, state.ffn_shift[i], layer.vectors, mixed[0], seen)
-            _channel_mix_(x, layer, seen, scratch)
+        scratch = self._scratch(len(tokens))
+        x = layer_norm(weights, weights.embed(tokens), "blocks.0.ln0")
+        for i, layer in enumerate(self.layers):
+            noise = self._noise(i, weights, self.live[: len(tokens)], scratch)
+            layers.read_token_(x, State(*(part[i] for part in state)), layer, noise, scratch)
         return layer_norm(weights, x, "ln_out")
+
+    def read_texts_(self, weights: Weights, reading: Reading, state: State) -> None:
+        """Read several tokens of each of some rows, into the states of their slots.
+
+        The weights are as the tokens see them; the state is that of all slots. No logits: a prompt's last token is read
+        by a tick.
+        """
+        scratch = self._scratch(len(reading.tokens))
+        x = layer_norm(weights, weights.embed(reading.tokens), "blocks.0.ln0")
+        two = x, torch.empty_like(x)
+        for i, layer in enumerate(self.layers):
+            read = reading.texts, self._noise(i, weights, reading.live, scratch)
+            layers.read_texts_(two, State(*(part[i] for part in state)), layer, read, scratch)
+            two = two[::-1]
+
+    def _noise(self, i: int, weights: Weights, live: Tensor, scratch: Scratch) -> LayerNoise:
+        """Return layer i's noise as some rows see it."""
+        made, layout, (direction, sign) = self.noise[i], self.no_layout, (part[: len(live)] for part in self.nobody)
+        if weights.direction is not None and weights.sign is not None:
+            layout, direction, sign = made.layout, weights.direction, weights.sign
+        return LayerNoise(made.block, made.scale, direction, sign, live, scratch.coefficient, scratch.parts, layout)
 
     def _widths(self) -> tuple[int, ...]:
         arch = self.model.arch
@@ -196,59 +168,9 @@ class GpuEngine:
         if num_rows > self.num_rows:
             raise ValueError(f"the engine was made for {self.num_rows} rows at most; got {num_rows}")
         mixed, products, v_first, *halves, hidden = (m[: num_rows * w] for m, w in zip(self.memory, self._widths()))
-        work = _kernels().Work(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
+        work = LayerWork(mixed.view(6, num_rows, -1), products.view(7, num_rows, -1), v_first.view(num_rows, -1))
         views = tuple(half.view(num_rows, -1) for half in halves)
         return Scratch(work, views, hidden.view(num_rows, -1), *(c[:num_rows] for c in self.coefficients))
-
-
-def _time_mix_(x: Tensor, wkv: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
-    """Add a layer's time mix to x (S,C), all but the output matrix's perturbation; wkv (S,H,K_h,K_h) is renewed."""
-    kernels, (r, k, v, w, a, g) = _kernels(), scratch.work.mixed
-    m = layer.matrices
-    for operand, matrix, product in zip((r, k, v), m[:3], scratch.work.products):
-        matrix.times_(operand, product)
-    for operand, matrix, half in zip((w, a, v, g), m[4:8], scratch.halves):
-        if matrix is not None:
-            matrix.times_(operand, half)
-    kernels.activate_pairs(*scratch.halves, noise)
-    for half, matrix, product in zip(scratch.halves, m[8:12], scratch.work.products[3:]):
-        if matrix is not None:
-            matrix.times_(half, product)
-    kernels.update_state(wkv, scratch.work, layer.vectors, layer.is_first, noise)
-    m[3].add_(r, x, k)
-
-
-def _channel_mix_(x: Tensor, layer: Layer, noise: Any, scratch: Scratch) -> None:
-    """Add the channel mix to x (S,C)."""
-    kernels, (key, value) = _kernels(), layer.matrices[12:]
-    key.times_(scratch.work.mixed[0], scratch.hidden)
-    kernels.square_relu(scratch.hidden, noise)
-    value.add_(scratch.hidden, x, scratch.work.mixed[1])
-    kernels.add_ffn_value(x, noise)
-
-
-def _layer(model: Model, i: int, buffer: Tensor) -> Layer:
-    kernels = _kernels()
-    *vectors, matrices = layer_params(model.params, i, kernels.MATRICES)
-    scales = [model.scales.get(f"blocks.{i}.{name}") for name in kernels.MATRICES]
-    scales = [scale if scale is None else scale.to(model.like.dtype) for scale in scales]
-    made = (None if m is None else Matrix(m, scale, buffer) for m, scale in zip(matrices, scales))
-    return Layer(kernels.LayerVectors(*vectors), tuple(made), i == 0)
-
-
-def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
-    """Lay a layer's factors side by side. In bf16 it is then held once: `factors` become views."""
-    kernels, device = _kernels(), model.like.device
-    packed = pack(factors, i, kernels.MATRICES, _ALIGNED)
-    if factors is None or packed.block is None:
-        nothing = torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
-        return Perturbation(
-            nothing, torch.zeros(len(kernels.MATRICES), device=device), kernels.layout_of(1, 1, packed.place)
-        )
-    if model.like.dtype == torch.bfloat16:
-        share_block_(factors, i, kernels.MATRICES, packed)
-    layout = kernels.layout_of(packed.block.shape[1], packed.block.shape[2], packed.place)
-    return Perturbation(packed.block, torch.tensor(packed.scale, device=device), layout)
 
 
 @contextmanager

@@ -8,21 +8,16 @@ for another load. Of a row that is not live nothing is read or written.
 With TRITON_INTERPRET=1, set before this module is imported, Triton runs the kernels on CPU tensors in its interpreter.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Work
+
 if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
     raise ImportError(f"the kernels take tuples, as Triton knows them from 3.4 on; this is {triton.__version__}")
 
-MATRICES = (
-    *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
-    *("att.w1", "att.a1", "att.v1", "att.g1", "att.w2", "att.a2", "att.v2", "att.g2"),
-    *("ffn.key.weight", "ffn.value.weight"),
-)
-NUM_MATRICES = tl.constexpr(14)
+NUM_MATRICES = tl.constexpr(len(MATRICES))
 K_H = tl.constexpr(64)  # head size
 R, K, V, OUT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 W1, A1, V1, G1 = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
@@ -33,43 +28,6 @@ _INPUT, _OUTPUT = tl.constexpr(2), tl.constexpr(2 + 14)
 _LIVE, _PARTS = tl.constexpr(4), tl.constexpr(6)  # places in a LayerNoise
 _LOG_DECAY = tl.constexpr(-0.606531)
 _HIDDEN_TILE = 4096  # of the channel mix's F values, which several programs share
-
-Layout = tuple[int, ...]  # rank, width of the block, then of every matrix where its input sides start, then its outputs
-
-
-class LayerNoise(NamedTuple):
-    """A layer's perturbations, as its kernels read them."""
-
-    block: Tensor  # (D,r,width) bf16 or fp32: every direction's factors, side by side in order of use
-    scale: Tensor  # (NUM_MATRICES,) fp32: sigma * multiplier / sqrt(r)
-    direction: Tensor  # (S,) int64: each row's place in the block
-    sign: Tensor  # (S,)
-    live: Tensor  # (S,) int32: 0: the row is left as it is
-    coefficient: Tensor  # (S,NUM_MATRICES,r) fp32: carries scale * sign * (x @ B) from the input to the output side
-    parts: Tensor  # (S,parts_of(F),r) fp32: the same of the channel mix's value matrix, in parts to be added
-    layout: Layout
-
-
-class LayerVectors(NamedTuple):
-    """A layer's parameters that are no matrices."""
-
-    norms: Tensor  # (2,2,C): ln1 and ln2, weight and bias
-    mixes: Tensor  # (6,C): x_r x_k x_v x_w x_a x_g
-    vectors: Tensor  # (8,C): w0 a0 v0 k_k k_a r_k, ln_x's weight and bias
-    ffn_mix: Tensor  # (C,)
-
-
-class Work(NamedTuple):
-    """The rows' values on their way through a time mix."""
-
-    mixed: Tensor  # (6,S,C): the operands of r k v w a g; later y in [0]
-    products: Tensor  # (7,S,C): r k v, then the pairs' w a v g
-    v_first: Tensor  # (S,C): layer 0's value
-
-
-def layout_of(rank: int, width: int, place: list[int]) -> Layout:
-    """Return what is compiled in: place (2*NUM_MATRICES,) as in `layers.PackedFactors`. Rank 0: nothing is a target."""
-    return rank if max(place) >= 0 else 0, width, *place
 
 
 def parts_of(num_hidden: int) -> int:
@@ -101,7 +59,7 @@ def update_state(state: Tensor, work: Work, layer: LayerVectors, is_first: bool,
     In place: state (S,H,K_h,K_h) is renewed, v_first set by the first layer. One warp holds a head's whole state in its
     registers; it sees no whole row, so that `norm_and_shift` takes the output matrix's input side.
     """
-    sizes = {"LAYOUT": noise.layout, "SIZES": (state.shape[1], is_first)}
+    sizes = {"LAYOUT": noise.layout, "SIZES": (state.shape[1], int(is_first))}
     _update_state[tuple(state.shape[:2])]((state, work), layer, noise[:-1], **sizes, num_warps=1)
 
 
@@ -220,18 +178,13 @@ def _mix(place, values, m, layer, span):
 
 
 @triton.jit
-def _norm_and_mix(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
-    C: tl.constexpr = SIZES[0]
-    TILE: tl.constexpr = SIZES[1]
-    x, shift, mixed = rows
-    s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
-    if _is_idle(noise, s):
-        return
-    span, pitch = (columns, columns < C), tl.num_programs(0).to(tl.int64) * C
-    shifted = _load(shift + s * C, span)  # before the norm's sums, at which the threads meet: shift is overwritten
-    normal = _normal(_load(x + s * C, span), span, layer.norms, C)
-    values, place, seen = (normal, shifted - normal), mixed + s * C, _seen(noise, s, LAYOUT)
-    _store(shift + s * C, span, normal)
+def _six_mixes(values, at, seen, LAYOUT: tl.constexpr, C: tl.constexpr):
+    """Make the operands of r k v w a g out of a normalised row and the step to the one before, and their input sides.
+
+    at: where the first stands, its span, and the layer.
+    """
+    place, span, layer = at
+    pitch = tl.num_programs(0).to(tl.int64) * C
     # Sums are taken in groups: more at a time mean fewer meetings of the threads, but more registers than there are.
     r = _mix(place, values, 0, layer, span)
     k = _mix(place + pitch, values, C, layer, span)
@@ -249,6 +202,21 @@ def _norm_and_mix(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr)
     for q in range(LAYOUT[_RANK]):
         of_a, of_g = _term(a, span, (seen, q), LAYOUT, A1), _term(g, span, (seen, q), LAYOUT, G1)
         _take(tl.join(of_a, of_g), (seen, q), LAYOUT, (A1, G1))
+
+
+@triton.jit
+def _norm_and_mix(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    C: tl.constexpr = SIZES[0]
+    TILE: tl.constexpr = SIZES[1]
+    x, shift, mixed = rows
+    s, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    if _is_idle(noise, s):
+        return
+    span = (columns, columns < C)
+    shifted = _load(shift + s * C, span)  # before the norm's sums, at which the threads meet: shift is overwritten
+    normal = _normal(_load(x + s * C, span), span, layer.norms, C)
+    _store(shift + s * C, span, normal)
+    _six_mixes((normal, shifted - normal), (mixed + s * C, span, layer), _seen(noise, s, LAYOUT), LAYOUT, C)
 
 
 @triton.jit
@@ -307,19 +275,16 @@ def _group_norm(y, span, vectors, C):
 
 
 @triton.jit
-def _update_state(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
-    HEADS: tl.constexpr = SIZES[0]
-    state, work = rows
-    s, h, j = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, K_H)
-    if _is_idle(noise, s):
-        return
-    cells = state + (s * HEADS + h) * (K_H * K_H) + j[:, None] * K_H + j[None, :]
-    old = tl.load(cells).to(tl.float32)  # first of all: it is what takes time
-    C: tl.constexpr = HEADS * K_H
-    columns = h * K_H + j
-    span, row, pitch = (columns, columns < C), s * C, tl.num_programs(0).to(tl.int64) * C
-    product, vectors, seen = work.products + row, layer.vectors, _seen(noise, s, LAYOUT)
-    v = _value((work, layer), (row, pitch, span, C), seen, LAYOUT, SIZES[1])
+def _read_token(old, rows, at, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    """Let a head's state (K_h,K_h) read one row: store y and return the next state; SIZES: C, is it layer 0."""
+    C: tl.constexpr = SIZES[0]
+    IS_FIRST: tl.constexpr = SIZES[1]
+    work, layer, seen = rows
+    s, h, pitch = at
+    columns = h * K_H + tl.arange(0, K_H)
+    span, row, vectors = (columns, columns < C), s * C, layer.vectors
+    product = work.products + row
+    v = _value((work, layer), (row, pitch, span, C), seen, LAYOUT, IS_FIRST)
     r = _added(_load(product, span), span, seen, LAYOUT, R)
     k = _added(_load(product + pitch, span), span, seen, LAYOUT, K)
     w = _added(_load(product + 3 * pitch, span), span, seen, LAYOUT, W2)
@@ -331,10 +296,46 @@ def _update_state(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr)
     kk = kk / tl.maximum(tl.sqrt(tl.sum(kk * kk)), 1e-12)
     k *= 1 + (a - 1) * _load(vectors + 4 * C, span)
     renewed = _renewed(old, w, kk, a, (k, v))
-    tl.store(cells, renewed)
     y = _group_norm(tl.sum(renewed * r[:, None], 0), span, vectors + 6 * C, C)
     bonus = tl.sum(r * k * _load(vectors + 5 * C, span))
     _store(work.mixed + row, span, (y + bonus * v) * g)
+    return renewed
+
+
+@triton.jit
+def _update_state(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexpr):
+    HEADS: tl.constexpr = SIZES[0]
+    IS_FIRST: tl.constexpr = SIZES[1]
+    state, work = rows
+    s, h, j = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, K_H)
+    if _is_idle(noise, s):
+        return
+    cells = state + (s * HEADS + h) * (K_H * K_H) + j[:, None] * K_H + j[None, :]
+    old = tl.load(cells).to(tl.float32)  # first of all: it is what takes time
+    at = (s, h, tl.num_programs(0).to(tl.int64) * HEADS * K_H)
+    tl.store(cells, _read_token(old, (work, layer, _seen(noise, s, LAYOUT)), at, LAYOUT, (HEADS * K_H, IS_FIRST)))
+
+
+@triton.jit
+def _with_output(row, y, span, seen, LAYOUT: tl.constexpr):
+    """Add the output matrix's perturbation of what stands at y (C,) to a row."""
+    if LAYOUT[_INPUT + OUT] >= 0:
+        y, scale = _load(y, span), tl.load(seen[3] + OUT) * seen[2]
+        for q in range(LAYOUT[_RANK]):
+            coefficient = tl.sum(_term(y, span, (seen, q), LAYOUT, OUT)) * scale
+            row += coefficient * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_OUTPUT + OUT], span)
+    return row
+
+
+@triton.jit
+def _ffn_mix(values, at, layer, seen, LAYOUT: tl.constexpr):
+    """Make the channel mix's operand out of a normalised row and the one before, and its input side."""
+    normal, shifted = values
+    mixture, span = normal + (shifted - normal) * _load(layer.ffn_mix, at[1]), at[1]
+    _store(at[0], span, mixture)
+    for q in range(LAYOUT[_RANK]):
+        total = tl.sum(_term(mixture, span, (seen, q), LAYOUT, FFN_KEY))
+        tl.store(seen[1] + FFN_KEY * LAYOUT[_RANK] + q, total * tl.load(seen[3] + FFN_KEY) * seen[2])
 
 
 @triton.jit
@@ -346,20 +347,13 @@ def _norm_and_shift(rows, layer, noise, LAYOUT: tl.constexpr, SIZES: tl.constexp
     if _is_idle(noise, s):
         return
     x, shift, mixed, span = x + s * C, shift + s * C, mixed + s * C, (columns, columns < C)
-    row, shifted, seen = _load(x, span), _load(shift, span), _seen(noise, s, LAYOUT)
+    shifted, seen = _load(shift, span), _seen(noise, s, LAYOUT)
+    row = _with_output(_load(x, span), mixed, span, seen, LAYOUT)
     if LAYOUT[_INPUT + OUT] >= 0:
-        y, scale = _load(mixed, span), tl.load(seen[3] + OUT) * seen[2]
-        for q in range(LAYOUT[_RANK]):
-            coefficient = tl.sum(_term(y, span, (seen, q), LAYOUT, OUT)) * scale
-            row += coefficient * _load(seen[0] + q * LAYOUT[_WIDTH] + LAYOUT[_OUTPUT + OUT], span)
         _store(x, span, row)
     normal = _normal(row, span, layer.norms + 2 * C, C)
-    mixture = normal + (shifted - normal) * _load(layer.ffn_mix, span)
     _store(shift, span, normal)
-    _store(mixed, span, mixture)
-    for q in range(LAYOUT[_RANK]):
-        total = tl.sum(_term(mixture, span, (seen, q), LAYOUT, FFN_KEY))
-        tl.store(seen[1] + FFN_KEY * LAYOUT[_RANK] + q, total * tl.load(seen[3] + FFN_KEY) * seen[2])
+    _ffn_mix((normal, shifted), (mixed, span), layer, seen, LAYOUT)
 
 
 @triton.jit

@@ -10,13 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rwkv_es.gpu.operands import Reading
+
 NOTHING, BROKEN = -1, -2  # in place of a token: the slot is at rest or in its prompt; its logits are not finite
 PLACE, LIVE, POSITION, LENGTH, LIMIT, DIRECTION, SIGN, COUNTER = range(8)  # columns of an entry; 4 words; the prompt
 NUM_COLUMNS = COUNTER + 4
+STOPS, LIVES, RESTS = range(3)  # in the column LIVE; who rests has a prompt to read first
 _BLOCK = 128  # slots
 _VALUES = 1024  # of a state, or words of a prompt
 _WORDS = 4096  # of the vocabulary
 _NOTHING, _BROKEN = tl.constexpr(NOTHING), tl.constexpr(BROKEN)
+_STOPS, _LIVES = tl.constexpr(STOPS), tl.constexpr(LIVES)
 _COUNTER, _NUM_COLUMNS = tl.constexpr(COUNTER), tl.constexpr(NUM_COLUMNS)
 
 
@@ -48,6 +52,12 @@ def choose_tokens(tokens: Tensor, slots: Slots) -> None:
     """Set tokens (S,) int64 to what each slot reads next: of its prompt, then what it has written; 0 at rest."""
     sizes = (len(tokens), slots.prompt.shape[1], slots.written.shape[1])
     _choose_tokens[(triton.cdiv(len(tokens), _BLOCK),)](tokens, slots, SIZES=sizes, BLOCK=_BLOCK)
+
+
+def choose_texts(reading: Reading, slots: Slots, places: Tensor) -> None:
+    """Set what rows read next of their prompts, and count it: places (R,3) int32: slot, how many, does it live then."""
+    sizes = (len(reading.tokens) // len(places), slots.prompt.shape[1])
+    _choose_texts[(len(places),)](reading, slots, places, SIZES=sizes)
 
 
 def write_tokens(heard: Tensor, slots: Slots, choice: Choice) -> None:
@@ -94,6 +104,25 @@ def _choose_tokens(tokens, slots, SIZES: tl.constexpr, BLOCK: tl.constexpr):
     read = tl.load(slots.prompt + row * SIZES[1] + position, mask=in_prompt, other=0)
     own = tl.load(slots.written + row * SIZES[2] + (position - length), mask=is_live & (position >= length), other=0)
     tl.store(tokens + s, tl.where(in_prompt, read, own).to(tl.int64), mask=is_slot)
+
+
+@triton.jit
+def _choose_texts(reading, slots, places, SIZES: tl.constexpr):
+    TOKENS: tl.constexpr = SIZES[0]
+    row, t = tl.program_id(0).to(tl.int64), tl.arange(0, TOKENS)
+    slot, count = tl.load(places + 3 * row).to(tl.int64), tl.load(places + 3 * row + 1)
+    is_there, is_read, at = count > 0, t < count, row * TOKENS + t
+    position = tl.load(slots.position + slot)
+    words = tl.load(slots.prompt + slot * SIZES[1] + position + t, mask=is_read, other=0)
+    none = tl.zeros((TOKENS,), tl.int64)
+    tl.store(reading.tokens + at, words.to(tl.int64))
+    tl.store(reading.live + at, is_read.to(tl.int32))
+    tl.store(reading.direction + at, none + tl.load(slots.direction + slot, mask=is_there, other=0))
+    tl.store(reading.sign + at, tl.load(slots.sign + slot + none, mask=is_read, other=0))
+    tl.store(reading.texts.slot + row, slot)
+    tl.store(reading.texts.length + row, count)
+    tl.store(slots.position + slot, position + count, mask=is_there)
+    tl.store(slots.live + slot, tl.load(places + 3 * row + 2), mask=is_there)
 
 
 @triton.jit
@@ -198,8 +227,8 @@ def _note_tokens(heard, slots, tokens, SIZES: tl.constexpr, BLOCK: tl.constexpr)
 def _admit(slots, entries, SIZES: tl.constexpr, TILE: tl.constexpr):
     entry = entries + tl.program_id(0).to(tl.int64) * SIZES[0]
     s = tl.load(entry).to(tl.int64)
-    tl.store(slots.live + s, tl.load(entry + 1))
-    if tl.load(entry + 1) == 0:
+    tl.store(slots.live + s, (tl.load(entry + 1) == _LIVES).to(tl.int32))
+    if tl.load(entry + 1) == _STOPS:
         return
     tl.store(slots.position + s, tl.load(entry + 2))
     tl.store(slots.length + s, tl.load(entry + 3))

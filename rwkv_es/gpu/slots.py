@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rwkv_es.gpu import loop_kernels as kernels
+from rwkv_es.gpu.operands import Reading, Texts
 from rwkv_es.model import penalties
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_
 from rwkv_es.model.sampler import largest, sample
@@ -35,6 +36,9 @@ class Engine(Protocol):
     def read_(self, weights: Weights, tokens: Tensor, state: State) -> Tensor:
         """Read one token per row, in place: (S,) int64 -> (S,C)."""
 
+    def read_texts_(self, weights: Weights, reading: Reading, state: State) -> None:
+        """Read several tokens of each of some rows, into the states of their slots."""
+
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
         """Apply the LM head: (S,C) -> (S,V) fp32."""
 
@@ -45,6 +49,7 @@ class Sizes(NamedTuple):
     slots: int
     prompt: int  # tokens
     written: int  # tokens
+    at_once: int  # tokens of a prompt that are read at once
     saved: int  # states of shared prefixes
     ahead: int  # ticks that are under way at a time
     num_words: int  # of the vocabulary that may be sampled
@@ -57,6 +62,14 @@ class Entry(NamedTuple):
     request: "Request"
     num_read: int
     saved: int
+
+
+class Part(NamedTuple):
+    """What a slot reads at once of its prompt, and whether it takes part in the ticks afterwards."""
+
+    place: int
+    num_tokens: int
+    lives: bool
 
 
 class GpuSlots:
@@ -84,27 +97,37 @@ class GpuSlots:
             written=numbers(max(sizes.written, 1)),
         )
         self.tokens, self.heard = numbers(dtype=torch.int64), numbers()
+        # What is read at once: every token is a row. Parts come as (R,3), as many as there may be.
+        texts = Texts(numbers(dtype=torch.int64), numbers())
+        self.reading = Reading(texts, self.tokens, numbers(dtype=torch.int64), numbers(dtype=like.dtype), numbers())
+        self.parts = numbers(3)
         self.key = torch.tensor(hash_key("sampling", self.sampling.seed), device=device)
         self.penalises = self.sampling.has_penalties
         self.amounts = penalties.counted(decoding.stops.token_bytes if self.penalises else (), device)
         self.occurrence = numbers(max(sizes.written, 1) if self.penalises else 0, dtype=torch.float64)
         self.has_initial_state = "blocks.0.att.time_state" in model.params
-        self.ticks: dict[int, tuple[Work, Work]] = {}  # by number of rows: what is repeated, and what holds its memory
+        # By number of rows, or of rows that read several tokens: what is repeated, and what holds its memory.
+        self.ticks: dict[int, tuple[Work, Work]] = {}
+        self.readers: dict[int, tuple[Work, Work]] = {}
         is_gpu = device.type == "cuda"
         self.ring = [torch.empty(sizes.slots, dtype=torch.int32, pin_memory=is_gpu) for _ in range(sizes.ahead + 1)]
         self.events = [torch.cuda.Event() if is_gpu else None for _ in self.ring]
         self.num_ticks = 0
         self.slots.live.zero_()
 
-    def prepare(self, counts: Sequence[int]) -> None:
-        """Make the ticks over so many rows ready. Nobody is there yet, so that trying them changes nothing."""
-        for count in counts:
-            work = partial(self._tick, count, self._weights(slice(count)))
-            if self.engine.capture is None:
-                self.ticks[count] = work, work
-            else:
-                work()  # compiles what it needs
-                self.ticks[count] = self.engine.capture(work), work
+    def prepare(self, counts: Sequence[int], readers: Sequence[int]) -> None:
+        """Make ready the ticks over so many rows, and the reading of parts in so many rows.
+
+        Nobody is there yet, so that trying them changes nothing.
+        """
+        self.ticks = {n: self._repeatable(partial(self._tick, n, self._weights(slice(n)))) for n in counts}
+        self.readers = {n: self._repeatable(partial(self._read, self._seen(n), self.parts[:n])) for n in readers}
+
+    def _repeatable(self, work: Work) -> tuple[Work, Work]:
+        if self.engine.capture is None:
+            return work, work
+        work()  # compiles what it needs
+        return self.engine.capture(work), work
 
     def tick(self, count: int) -> int:
         """Let the first `count` slots read a token each; return a number by which `listen` knows the tick."""
@@ -115,6 +138,14 @@ class GpuSlots:
             event.record()
         self.num_ticks += 1
         return self.num_ticks - 1
+
+    def read(self, parts: Sequence[Part]) -> None:
+        """Let slots at rest read on in their prompts."""
+        rows = min(rows for rows in self.readers if rows >= len(parts))
+        table = np.zeros((rows, 3), np.int32)
+        table[: len(parts)] = np.array(parts)
+        self.parts[:rows].copy_(self._sent(table), non_blocking=True)
+        self.readers[rows][0]()
 
     def listen(self, tick: int, count: int) -> np.ndarray:
         """Wait for a tick, one of the last ones, and return what its slots have written: (count,) int32."""
@@ -164,6 +195,19 @@ class GpuSlots:
         if self.penalises:
             penalties.note_(text, heard, self.amounts, self.sampling)
 
+    def _seen(self, rows: int) -> Reading:
+        """Return the buffers for so many rows that read at once."""
+        texts, *by_token = self.reading
+        num_tokens = rows * self.sizes.at_once
+        return Reading(Texts(*(part[:rows] for part in texts)), *(part[:num_tokens] for part in by_token))
+
+    def _read(self, reading: Reading, parts: Tensor) -> None:
+        kernels.choose_texts(reading, self.slots, parts)
+        weights = self._weights(slice(None))
+        if weights.direction is not None:
+            weights = weights._replace(direction=reading.direction, sign=reading.sign)
+        self.engine.read_texts_(weights, reading, self.state)
+
     def _text(self, slots: kernels.Slots) -> penalties.Text:
         """Return what the slots have written before this tick's token."""
         count = (slots.position + 1 - slots.length).clamp_(min=0).long()
@@ -199,10 +243,11 @@ def columns(entries: Sequence[Entry], stopped: Sequence[int], longest: int, fact
     """Return what `loop_kernels.admit` reads: (n,NUM_COLUMNS + longest) int32."""
     found = np.zeros((len(entries) + len(stopped), kernels.NUM_COLUMNS + longest), np.int64)
     for row, (place, request, num_read, _) in zip(found, entries):
+        how = kernels.LIVES if num_read + 1 >= len(request.prompt) else kernels.RESTS  # a tick reads the last token
         direction = 0 if factors is None else request.member // 2 - factors.first
         assert factors is None or 0 <= direction < factors.num_directions, f"no factors of {request.member}"
         sizes, sign = (num_read, len(request.prompt), request.max_new_tokens), 1 - 2 * (request.member % 2)
-        row[: kernels.NUM_COLUMNS] = (place, 1, *sizes, direction, sign, *request.counter)
+        row[: kernels.NUM_COLUMNS] = (place, how, *sizes, direction, sign, *request.counter)
         row[kernels.NUM_COLUMNS : kernels.NUM_COLUMNS + len(request.prompt)] = request.prompt
     found[len(entries) :, kernels.PLACE] = stopped
     return found.astype(np.uint32).view(np.int32)

@@ -1,15 +1,21 @@
 """Whether the Triton engine may be used on its own account: it is there, it can, and it agrees with plain torch."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu.layer import what_is_missing
+from rwkv_es.gpu.operands import Reading, Texts
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.batch import MULTIPLES
-from rwkv_es.model.forward import Model, new_state, reset_rows_
+from rwkv_es.model.forward import Model, State, new_state, reset_rows_
 from rwkv_es.model.weights import Factors, Weights
 
-_ROWS, _TOKENS = MULTIPLES[0], 3
+_ROWS, _TEXT = MULTIPLES[0], 8  # of a text, so many tokens are read at once
 _MOST = {torch.float32: 1e-3, torch.bfloat16: 6e-2}  # relative; of bf16 torch rounds after every operation
 
 _found: dict[tuple[object, ...], str] = {}  # what was found out, once per process
@@ -28,7 +34,7 @@ def reason_against(model: Model, factors: Factors | None) -> str:
 
 
 def _reason(model: Model, factors: Factors | None) -> str:
-    if missing := gpu.what_is_missing():
+    if missing := what_is_missing():
         return missing
     if not gpu.is_able(model, factors):
         return "it has no kernels for these weights or targets"
@@ -43,22 +49,40 @@ def _reason(model: Model, factors: Factors | None) -> str:
 
 def _difference(model: Model, factors: Factors | None) -> float:
     """Let both engines read a few tokens in a few rows; return how far their logits are apart, of torch's size."""
-    device = model.like.device
-    rows = torch.arange(_ROWS, device=device)
+    rows = torch.arange(_ROWS, device=model.like.device)
     weights = torch_engine.unperturbed(model)
     if factors is not None and factors.num_directions:
         weights = torch_engine.perturb(model, factors, 2 * factors.first + rows % (2 * factors.num_directions))
-    expected = _logits(torch_engine, model, weights)
-    with gpu.running(model, factors, _ROWS) as engine:
-        found = _logits(engine, model, weights)
+    expected = _logits(torch_engine, model, weights, partial(_one_by_one, model, weights))
+    with gpu.running(model, factors, _ROWS * _TEXT) as engine:
+        found = _logits(engine, model, weights, partial(_at_once, engine, weights))
     return float((found - expected).norm() / expected.norm())
 
 
-def _logits(engine: object, model: Model, weights: Weights) -> Tensor:
+def _logits(engine: Any, model: Model, weights: Weights, read_text: Callable[[Tensor, State], None]) -> Tensor:
+    """Return the logits of every row after one token, and after a text and another token."""
     rows, state, scores = torch.arange(_ROWS, device=model.like.device), new_state(model, _ROWS), []
     reset_rows_(state, weights, rows)
-    for t in range(_TOKENS):
-        tokens = (rows * 7919 + t * 104729 + 1) % model.arch.n_vocab
-        x = engine.forward(weights, model.arch, tokens, state)  # type: ignore[attr-defined]
-        scores.append(engine.logits(weights, x))  # type: ignore[attr-defined]
+    tokens = torch.arange(_TEXT + 2, device=rows.device) * 104729 + rows[:, None] * 7919 + 1  # (S,T)
+    tokens %= model.arch.n_vocab
+    for column, text in ((tokens[:, 0], tokens[:, 1:-1]), (tokens[:, -1], tokens[:, :0])):
+        scores.append(engine.logits(weights, engine.forward(weights, model.arch, column, state)))
+        if text.numel():
+            read_text(text, state)
     return torch.stack(scores)
+
+
+def _one_by_one(model: Model, weights: Weights, text: Tensor, state: State) -> None:
+    for column in text.T:
+        torch_engine.forward(weights, model.arch, column, state)
+
+
+def _at_once(engine: gpu.GpuEngine, weights: Weights, text: Tensor, state: State) -> None:
+    rows, num_tokens = text.shape
+    slot = torch.arange(rows, device=text.device)
+    live = torch.ones(text.numel(), dtype=torch.int32, device=text.device)
+    texts, weights = Texts(slot, live[:rows] * num_tokens), weights.rows(slot.repeat_interleave(num_tokens))
+    nobody = torch.zeros_like(live).long()
+    direction = nobody if weights.direction is None else weights.direction
+    sign = nobody.to(engine.model.like.dtype) if weights.sign is None else weights.sign
+    engine.read_texts_(weights, Reading(texts, text.flatten(), direction, sign, live), state)

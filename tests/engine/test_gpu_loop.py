@@ -25,7 +25,7 @@ from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu.slots import GpuSlots, Sizes
 from rwkv_es.model import forward as torch_engine
-from rwkv_es.model.forward import draw_factors
+from rwkv_es.model.forward import State, draw_factors
 from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.noise.factors import hash_key
 
@@ -49,6 +49,19 @@ class PlainEngine:
 
     def read_(self, weights, tokens, state):
         return torch_engine.forward(weights, self.model.arch, tokens, state)
+
+    def read_texts_(self, weights, reading, state):
+        """One token after the other, in a multiple of 8 rows."""
+        slot, count = reading.texts
+        for t in range(len(reading.tokens) // len(slot)):
+            if len(rows := torch.arange(len(slot))[count > t]) == 0:
+                break
+            whole = torch.from_numpy(np.resize(rows.numpy(), -(-len(rows) // 8) * 8))
+            at = whole * (len(reading.tokens) // len(slot)) + t
+            copied = State(*(part[:, slot[whole]] for part in state))
+            torch_engine.forward(weights.rows(at), self.model.arch, reading.tokens[at], copied)
+            for part, renewed in zip(state, copied):
+                part[:, slot[rows]] = renewed[:, : len(rows)]
 
     def logits(self, weights, x):
         return torch_engine.logits(weights, x)
@@ -133,15 +146,16 @@ def test_as_graphs_on_the_kernels_of_a_gpu(tmp_path, monkeypatch):
     """Ticks over several numbers of rows, captured before anybody is there, in memory that nothing else keeps alive."""
     small = on_device(make_model(tmp_path, 1, 64, V))
     monkeypatch.setattr(gpu_loop, "_FEWEST", 8)
-    requests = [Request(-1, p, (p, 2)[: 1 + p % 2], 5 if p == 3 else 2, id=p) for p in range(10)]
+    prompts = [(p, *range(2, 21))[: (1, 2, 20)[p % 3]] for p in range(10)]
+    requests = [Request(-1, p, prompt, 5 if p == 3 else 2, id=p) for p, prompt in enumerate(prompts)]
     decoding = GenerationConfig(NEVER, HOT, 16, "triton")
     expected = rollout(small, requests, GenerationConfig(NEVER, HOT, 16, "torch"))
     captured = []
     with gpu.running(small, None, 16) as engine:
         if not HAS_GPU:
-            engine.capture = lambda run: captured.append(run.args[0]) or capture_that_keeps_nothing(run)
+            engine.capture = lambda run: captured.append(run.func.__name__) or capture_that_keeps_nothing(run)
         found = gpu_loop.rollout(engine, requests, decoding, None, lambda ended: gc.collect())
-    assert HAS_GPU or captured == [8, 16]
+    assert HAS_GPU or captured == ["_tick", "_tick", "_read"]
     assert found.completions == expected.completions
 
 
@@ -170,6 +184,14 @@ class Script:
         self.ticks.append(heard)
         return len(self.ticks) - 1
 
+    def read(self, parts):
+        for place, count, lives in parts:
+            row = self.slots[place]
+            assert not row["live"] and 0 < count <= gpu_loop.AT_ONCE
+            row["read"] += row["request"].prompt[len(row["read"]) :][:count]
+            row["live"] = lives
+            assert lives == (len(row["read"]) == len(row["request"].prompt) - 1)
+
     def listen(self, tick, count):
         assert tick == len(self.ticks) - 1 - gpu_loop.AHEAD, "heard as late as it may be"
         return self.ticks[tick][:count]
@@ -180,7 +202,8 @@ class Script:
         for place, request, num_read, saved in entries:
             read = self.states[saved] if saved >= 0 else ()
             assert len(read) == num_read and read == request.prompt[:num_read]
-            self.slots[place] = {"request": request, "read": tuple(read), "live": True}
+            is_read = num_read == len(request.prompt) - 1
+            self.slots[place] = {"request": request, "read": tuple(read), "live": is_read}
 
     def save(self, places):
         for slot, saved in places:
@@ -234,6 +257,31 @@ def test_what_is_written_after_a_stop_goes_nowhere(seed, monkeypatch):
     assert not loop.saved and not loop.scheduler.active
 
 
+def test_prompts_are_read_in_parts_and_the_rows_that_read_them_wait_for_company():
+    """16 tokens at a time, up to the last one; what may be read at once does not depend on the company."""
+
+    def ticks_of(lengths, slots):
+        requests = [Request(p, p, (5,) * n, 3, id=p) for p, n in enumerate(lengths)]
+        device = Script([[1, 1, 1]] * len(lengths), 0, slots=[None] * slots)
+        loop = gpu_loop.Loop(
+            device, requests, GenerationConfig(NEVER, slots=len(lengths)), gpu_loop.counts_of(slots, 8)
+        )
+        assert all(c.tokens == [1, 1, 1] for c in loop.run(lambda ended: None).completions)
+        return loop.num_ticks - len(device.ticks), len(device.ticks)
+
+    written = 3 + gpu_loop.AHEAD
+    assert ticks_of([161], 16) == (10, written)
+    assert ticks_of([1], 16) == (0, written)
+    assert ticks_of([34] * 64, 64) == (3 * 16, written), "parts of 16, 16 and 1 tokens, in 4 rows at a time"
+    assert ticks_of([40, *[1] * 15], 16)[0] == 3
+
+
+def test_prompts_are_read_in_as_many_rows_as_ticks_have():
+    assert gpu_loop.readers_of([64, 128, 256, 1024]) == [4, 8, 16, 64]
+    assert gpu_loop.readers_of([8, 24, 40]) == [1, 3, 5] and gpu_loop.at_once([8, 24, 40]) == 8
+    assert gpu_loop.readers_of([8, 24, 48]) == [3] and gpu_loop.at_once([8, 24, 48]) == 16
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0, 3.0])
 @pytest.mark.parametrize("num_words", [7, 100, 5000])
 def test_tokens_are_chosen_as_by_the_reference(temperature, num_words, monkeypatch):
@@ -279,9 +327,10 @@ def test_trying_a_tick_with_nobody_there_changes_nothing(tmp_path):
     """Graphs are prepared so."""
     small = on_device(make_model(tmp_path, 1, 64, V))
     with gpu.running(small, None, 8) as engine:
-        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 0, 2, V), GenerationConfig(NEVER, HOT))
+        slots = GpuSlots(engine, None, Sizes(8, 4, 4, 8, 0, 2, V), GenerationConfig(NEVER, HOT))
         slots.state.wkv.fill_(3.0)
         before = [column.clone() for column in (*slots.slots, *slots.state)]
-        slots.prepare([8])
+        slots.prepare([8], [1])
+        slots.readers[1][0]()
         assert (slots.listen(slots.tick(8), 8) == loop_kernels.NOTHING).all()
     assert all(torch.equal(one, other) for one, other in zip(before, (*slots.slots, *slots.state)))

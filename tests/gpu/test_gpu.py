@@ -33,6 +33,7 @@ from rwkv_es.engine.rollout import rollout
 from rwkv_es.errors import ConfigError
 from rwkv_es.es import update
 from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu import layer, operands
 from rwkv_es.gpu import trial as gpu_trial
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model import int8
@@ -83,7 +84,7 @@ class Noise:
             torch.ones(S, dtype=torch.int32, device=DEVICE),
             self.coefficient,
             self.parts,
-            kernels.layout_of(rank, width, place),
+            operands.layout_of(rank, width, place),
         )
 
     def taken(self, x, name):
@@ -568,7 +569,7 @@ def test_what_the_engine_cannot_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("triton.__version__", "3.3.1")
     with pytest.raises(ImportError, match=r"from 3\.4 on"):
         runpy.run_path(kernels.__file__)
-    monkeypatch.setattr(gpu, "_kernels", lambda: None)
+    monkeypatch.setattr(gpu, "kernels", lambda: None)
     assert not gpu.is_able(model, None)
 
 
@@ -593,7 +594,7 @@ def test_why_the_engine_is_not_used_is_one_sentence(tmp_path, monkeypatch, nothi
     assert gpu_trial.reason_against(model, factors) == "it has no kernels for these weights or targets"
     monkeypatch.setattr(gpu, "running", lambda *_: 1 / 0)
     assert gpu_trial.reason_against(model, None) == "its kernels cannot be made or run here: division by zero"
-    monkeypatch.setattr(gpu, "_import_kernels", lambda: (None, "No module named 'triton'"))
+    monkeypatch.setattr(layer, "_import_kernels", lambda: (None, None, "No module named 'triton'"))
     monkeypatch.setattr(gpu_trial, "_found", {})
     for _ in range(2):
         assert engines._says_why_not(model, None)
@@ -629,9 +630,10 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, options):
     """And keeps its promises: a head's state is asked for at once, by few instructions, and all fits the registers."""
     found = compiled(*options.split(), cache=tmp_path)
     time_mix, channel_mix = {"_norm_and_mix", "_activate_pairs", "_update_state"}, {"_norm_and_shift", "_square_relu"}
-    loop = {"_choose_tokens", "_write_tokens", "_note_tokens", "_admit", "_copy_rows"}
+    loop = {"_choose_tokens", "_choose_texts", "_write_tokens", "_note_tokens", "_admit", "_copy_rows"}
+    texts = {"_mix_texts", "_update_texts", "_shift_texts"}
     noise = {"_fill_from_table", "_round_to_bf16", "_move_on_grid"}
-    assert found.keys() == time_mix | channel_mix | loop | noise | {"_add_ffn_value"}
+    assert found.keys() == time_mix | channel_mix | texts | loop | noise | {"_add_ffn_value"}
     assert not any(facts["spills_bytes"] for facts in found.values())
     update = found["_update_state"]
     assert update["instructions"] * update["warps"] <= 1600
