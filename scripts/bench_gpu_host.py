@@ -100,7 +100,8 @@ def measured(slots: int, samples: int, most_new: int, num_requests: int) -> dict
     device = Nothing(texts_of(rng, len(requests), most_new, stops), slots)
     loop = Loop(device, requests, GenerationConfig(stops, slots=slots), counts_of(slots, 8))
     told, tell, pool = 0.0, *teller(requests)
-    marks: list[tuple[float, float, bool]] = []  # after every tick: when, how long the device took so far, whether all slots are taken
+    # After every tick: when, how long all else took so far, whether the ticks go over all slots.
+    marks: list[tuple[float, float, bool]] = []
 
     def on_finished(ended: Mapping[int, Completion]) -> None:
         nonlocal told
