@@ -17,15 +17,12 @@ from rwkv_es.engine.memory import most_saved
 from rwkv_es.engine.scheduler import Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.gpu.loop_kernels import BROKEN, NOTHING
-from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Part, Sizes
-from rwkv_es.model.batch import MULTIPLES, agreeing, padded
+from rwkv_es.gpu.slots import Engine, Entry, GpuSlots, Part, Sizes, at_once, counts_of, readers_of
+from rwkv_es.model.batch import agreeing
 from rwkv_es.model.weights import Factors
 
 AHEAD = 2  # ticks under way that the host has not heard of
-AT_ONCE = 16  # tokens of a prompt that a row reads in one go
 PATIENCE = 8  # ticks: half of what the tokens would take one by one
-_PARTS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of the slots: the numbers of rows that ticks are made for
-_FEWEST = 64
 
 
 class Device(Protocol):
@@ -72,22 +69,6 @@ def rollout(
     device = GpuSlots(engine, factors, sizes, decoding)
     device.prepare(counts, readers_of(counts))
     return Loop(device, requests, decoding, counts).run(on_finished)
-
-
-def counts_of(slots: int, multiple: int) -> list[int]:
-    """Return the numbers of rows that ticks are made for, ascending: as rows end and nobody waits, fewer are enough."""
-    parts = {padded(int(part * slots), multiple) for part in _PARTS}
-    return sorted(count for count in parts | {padded(_FEWEST, multiple), slots} if 0 < count <= slots)
-
-
-def at_once(counts: Sequence[int]) -> int:
-    """Return how many tokens of a prompt are read at once, so that all rows' tokens are a number of rows of a tick."""
-    return AT_ONCE if any(count % AT_ONCE == 0 for count in counts) else MULTIPLES[0]
-
-
-def readers_of(counts: Sequence[int]) -> list[int]:
-    """Return in how many rows prompts may be read at a time, ascending: products see as many rows as in a tick."""
-    return [count // at_once(counts) for count in counts if count % at_once(counts) == 0]
 
 
 class Loop:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rwkv_es.gpu import loop_kernels as kernels
 from rwkv_es.gpu.operands import Reading, Texts
 from rwkv_es.model import penalties
+from rwkv_es.model.batch import MULTIPLES, padded
 from rwkv_es.model.forward import Model, State, new_state, reset_rows_
 from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
@@ -22,6 +23,10 @@ from rwkv_es.noise.factors import hash_key
 if TYPE_CHECKING:
     from rwkv_es.engine.decoding import GenerationConfig
     from rwkv_es.engine.scheduler import Request
+
+AT_ONCE = 16  # tokens of a prompt that a row reads in one go
+_PARTS = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of the slots: the numbers of rows that ticks are made for
+_FEWEST = 64
 
 Work = Callable[[], None]
 
@@ -70,6 +75,22 @@ class Part(NamedTuple):
     place: int
     num_tokens: int
     lives: bool
+
+
+def counts_of(slots: int, multiple: int) -> list[int]:
+    """Return the numbers of rows that ticks are made for, ascending: as rows end and nobody waits, fewer are enough."""
+    parts = {padded(int(part * slots), multiple) for part in _PARTS}
+    return sorted(count for count in parts | {padded(_FEWEST, multiple), slots} if 0 < count <= slots)
+
+
+def at_once(counts: Sequence[int]) -> int:
+    """Return how many tokens of a prompt are read at once, so that all rows' tokens are a number of rows of a tick."""
+    return AT_ONCE if any(count % AT_ONCE == 0 for count in counts) else MULTIPLES[0]
+
+
+def readers_of(counts: Sequence[int]) -> list[int]:
+    """Return in how many rows prompts may be read at a time, ascending: products see as many rows as in a tick."""
+    return [count // at_once(counts) for count in counts if count % at_once(counts) == 0]
 
 
 class GpuSlots:

@@ -23,6 +23,7 @@ from rwkv_es.engine.decoding import Completion, GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.gpu import engine as gpu
+from rwkv_es.gpu import slots as gpu_slots
 from rwkv_es.gpu.slots import GpuSlots, Sizes
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import State, draw_factors
@@ -145,7 +146,7 @@ def test_an_initial_state_is_where_texts_start(model):
 def test_as_graphs_on_the_kernels_of_a_gpu(tmp_path, monkeypatch):
     """Ticks over several numbers of rows, captured before anybody is there, in memory that nothing else keeps alive."""
     small = on_device(make_model(tmp_path, 1, 64, V))
-    monkeypatch.setattr(gpu_loop, "_FEWEST", 8)
+    monkeypatch.setattr(gpu_slots, "_FEWEST", 8)
     prompts = [(p, *range(2, 21))[: (1, 2, 20)[p % 3]] for p in range(10)]
     requests = [Request(-1, p, prompt, 5 if p == 3 else 2, id=p) for p, prompt in enumerate(prompts)]
     decoding = GenerationConfig(NEVER, HOT, 16, "triton")
@@ -187,7 +188,7 @@ class Script:
     def read(self, parts):
         for place, count, lives in parts:
             row = self.slots[place]
-            assert not row["live"] and 0 < count <= gpu_loop.AT_ONCE
+            assert not row["live"] and 0 < count <= gpu_slots.AT_ONCE
             row["read"] += row["request"].prompt[len(row["read"]) :][:count]
             row["live"] = lives
             assert lives == (len(row["read"]) == len(row["request"].prompt) - 1)
@@ -232,7 +233,7 @@ def scripted(seed):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_written_after_a_stop_goes_nowhere(seed, monkeypatch):
-    monkeypatch.setattr(gpu_loop, "_FEWEST", 8)
+    monkeypatch.setattr(gpu_slots, "_FEWEST", 8)
     plain, texts = scripted(seed)
     requests = [r._replace(id=i) for i, r in enumerate(with_shared_prefixes(plain) if seed % 2 else plain)]
     string, end_id = NEVER.token_bytes[3] + NEVER.token_bytes[4], 0
