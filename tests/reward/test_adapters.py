@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from timing import patiently
 
 from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer, Outcome, gold_of, load_scorer, parse_rewards
@@ -369,11 +370,15 @@ def test_a_reward_that_hangs_in_a_group_costs_its_own_answer_alone(tmp_path):
     (tmp_path / "hangs.py").write_text(
         "def f(completions, **kwargs):\n    while 'hang' in completions: pass\n    return [float(len(completions))] * len(completions)\n"
     )
-    with RewardPool("copy", "", 1, 0.3, 1.0, reward=f"{tmp_path}/hangs.py:f") as pool:
-        for place, text in enumerate(("a", "hang", "b")):
-            pool.submit(place, Answer(PROBLEM, text), Group("all", 3))
-        scores = pool.gather()
-    assert (scores.rewards, scores.errors, scores.timeouts) == ([1.0, 0.0, 1.0], 0, 1)
+
+    def check(limit_s):
+        with RewardPool("copy", "", 1, limit_s, 1.0, reward=f"{tmp_path}/hangs.py:f") as pool:
+            for place, text in enumerate(("a", "hang", "b")):
+                pool.submit(place, Answer(PROBLEM, text), Group("all", 3))
+            scores = pool.gather()
+        assert (scores.rewards, scores.errors, scores.timeouts) == ([1.0, 0.0, 1.0], 0, 1)
+
+    patiently(check, (0.3, 1.2, 4.8))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

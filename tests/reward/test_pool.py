@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import wait_until_gone
+from timing import patiently
 
 from rwkv_es.errors import RewardError, TaskError
 from rwkv_es.reward.adapters import Answer
@@ -118,10 +119,14 @@ KILLED = ["hang", "_exit", "hang in C", "crash", "interrupt"]
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_lost_worker_costs_the_guilty_answer_alone(task, workers):
     texts = ["0.1", "0.2", *[text for i, bad in enumerate(KILLED) for text in (bad, f"0.{i + 3}")]]
-    scores = score(task, texts, workers)
-    assert scores.rewards == [0.1, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0, 0.5, 0.0, 0.6, 0.0, 0.7]
-    assert (scores.errors, scores.timeouts) == (3, 2)
-    assert scores.first_error == "the reward ran over its time limit of 0.6 s\non the answer 'hang' to 'q'"
+
+    def check(limit_s):
+        scores = score(task, texts, workers, limit_s)
+        assert scores.rewards == [0.1, 0.2, 0.0, 0.3, 0.0, 0.4, 0.0, 0.5, 0.0, 0.6, 0.0, 0.7]
+        assert (scores.errors, scores.timeouts) == (3, 2)
+        assert scores.first_error == f"the reward ran over its time limit of {limit_s} s\non the answer 'hang' to 'q'"
+
+    patiently(check)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,10 @@ def test_results_come_in_the_order_of_the_texts_however_long_each_takes(task):
 
 
 def test_the_time_limit_is_for_one_answer_and_not_for_a_batch(task):
-    assert score(task, ["sleep 0.1 1"] * 8) == Scores([1.0] * 8, 0, 0, "")
+    def check(limit_s):
+        assert score(task, [f"sleep {limit_s / 6} 1"] * 8, timeout_s=limit_s) == Scores([1.0] * 8, 0, 0, "")
+
+    patiently(check)
 
 
 def test_several_workers_share_the_work(task):
@@ -206,34 +214,48 @@ def test_answers_taken_one_by_one_in_any_order_are_scored_like_a_list(task, work
 
 def test_a_hanging_reward_does_not_stop_who_hands_answers_over_and_is_replaced_meanwhile(task):
     texts = ["hang", *(f"{i}" for i in range(1, 600))]
-    with RewardPool(task, "", 2, TIMEOUT_S, 1.0) as pool:
-        assert pool.score([Problem("q", "1")] * 2, ["sleep 0.3 0"] * 2).rewards == [0.0, 0.0]  # both are at work
-        assert take(pool, texts) < TIMEOUT_S
-        start = time.perf_counter()
-        scores = pool.gather()
-    assert time.perf_counter() - start < 0.3, "the time limit was over before"
-    assert (scores.rewards, scores.timeouts) == ([0.0, *map(float, range(1, 600))], 1)
+
+    def check(limit_s):
+        with RewardPool(task, "", 2, limit_s, 1.0) as pool:
+            both = pool.score([Problem("q", "1")] * 2, [f"sleep {limit_s / 2} 0"] * 2)
+            assert both.rewards == [0.0, 0.0]  # both are at work
+            start = time.perf_counter()
+            assert take(pool, texts) < limit_s
+            left = max(0.0, limit_s - (time.perf_counter() - start))
+            start = time.perf_counter()
+            scores = pool.gather()
+        assert time.perf_counter() - start < left + limit_s / 2, "the time limit counted from the beginning"
+        assert (scores.rewards, scores.timeouts) == ([0.0, *map(float, range(1, 600))], 1)
+
+    patiently(check)
 
 
 def test_a_worker_that_does_not_read_stops_nobody(task):
-    with RewardPool(task, "", 1, TIMEOUT_S, 1.0) as pool:
-        assert pool.score([Problem("q", "1")], ["leave behind"]).rewards == [1.0]
-        time.sleep(0.3)
-        assert take(pool, ["x" * 8_000_000 + " 1"]) < TIMEOUT_S
-        assert pool.gather().timeouts == 1
-        assert pool.score([Problem("q", "1")], ["x" * 8_000_000 + " 1"]).rewards == [1.0]
+    def check(limit_s):
+        with RewardPool(task, "", 1, limit_s, 1.0) as pool:
+            assert pool.score([Problem("q", "1")], ["leave behind"]).rewards == [1.0]
+            time.sleep(0.3)
+            assert take(pool, ["x" * 8_000_000 + " 1"]) < limit_s
+            assert pool.gather().timeouts == 1
+            assert pool.score([Problem("q", "1")], ["x" * 8_000_000 + " 1"]).rewards == [1.0]
+
+    patiently(check)
 
 
 def test_results_that_nobody_collects_for_long_are_kept(task, monkeypatch):
     monkeypatch.setattr("rwkv_es.reward.process.ORPHAN_S", 0.0)
-    with RewardPool(task, "", 1, 3 * TIMEOUT_S, 1.0) as pool:
-        assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
-        for place in range(256):  # more than the pipe holds
-            pool.submit(place, Answer(Problem("q", "1"), "throw long"))
-        pool.poll()
-        time.sleep(4 * TIMEOUT_S)
-        scores = pool.gather()
-    assert (scores.errors, scores.timeouts) == (256, 0)
+
+    def check(limit_s):
+        with RewardPool(task, "", 1, limit_s, 1.0) as pool:
+            assert pool.score([Problem("q", "1")], ["1"]).rewards == [1.0]
+            for place in range(256):  # more than the pipe holds
+                pool.submit(place, Answer(Problem("q", "1"), "throw long"))
+            pool.poll()
+            time.sleep(4 * limit_s / 3)
+            scores = pool.gather()
+        assert (scores.errors, scores.timeouts) == (256, 0)
+
+    patiently(check, (1.8, 7.2))
 
 
 def test_too_many_failures_among_answers_that_are_all_scored_already_stop_the_run(task):
@@ -272,7 +294,7 @@ def test_hopeless_hanging_is_given_up_early(task):
     start = time.monotonic()
     with pytest.raises(RewardError, match="failed on 2 of 400 answers, 2 of them out of time"):
         score(task, ["hang"] * 400, timeout_s=0.1, error_limit=0.003)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30, "all of them would take 40 seconds"
 
 
 def test_without_workers_everything_is_scored_here(task):
@@ -312,7 +334,7 @@ def test_a_worker_that_died_while_idle_is_replaced_and_nothing_is_blamed(task):
     with RewardPool(task, "", 1, 5.0, 1.0) as pool:
         pid = int(pool.score([Problem("q", "1")], ["pid"]).rewards[0])
         os.kill(pid, signal.SIGKILL)
-        assert wait_until_gone([pid], 5) == []
+        assert wait_until_gone([pid], 60) == []
         assert pool.score([Problem("q", "1")], ["1"]) == Scores([1.0], 0, 0, "")
 
 
@@ -326,8 +348,12 @@ def test_closing_leaves_no_process(task):
 
 def test_what_a_killed_scorer_had_started_is_killed_too(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert score(task, ["grandchild", "1"], timeout_s=0.5).timeouts == 1
-    assert wait_until_gone([int(Path("grandchild").read_text())], 5) == []
+
+    def check(limit_s):
+        assert score(task, ["grandchild", "1"], timeout_s=limit_s).timeouts == 1
+
+    patiently(check)
+    assert wait_until_gone([int(Path("grandchild").read_text())], 60) == []
 
 
 PARENT = """
@@ -352,7 +378,7 @@ def test_a_killed_parent_leaves_no_worker_idle_or_hung(task, tmp_path):
         assert len(pids) == 2
         time.sleep(0.2)
         parent.kill()
-    assert wait_until_gone(pids, 8) == []
+    assert wait_until_gone(pids, 60) == []
 
 
 def test_scoring_short_answers_costs_little():
@@ -366,4 +392,4 @@ def test_scoring_short_answers_costs_little():
             start = time.perf_counter()
             assert pool.score(problems, answers).rewards == expected
             seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2  # a millisecond each; waiting 10 ms for each would be 20 s
+    assert min(seconds) < 8  # a millisecond each; waiting 10 ms for each would be 20 s

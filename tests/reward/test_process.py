@@ -110,14 +110,14 @@ def test_a_reward_that_comes_back_twice_counts_once(task, name, reward):
 
 
 def test_rewards_may_start_processes(task):
-    scores = score(task, ["process", "0.25", "spawned", "process"], timeout_s=10.0)
+    scores = score(task, ["process", "0.25", "spawned", "process"], timeout_s=60.0)
     assert scores == Scores([0.5, 0.25, 0.5, 0.5], 0, 0, ""), scores.causes
 
 
 @pytest.mark.parametrize("where", ["child", "own session"])
 def test_closing_ends_what_rewards_have_left_behind(task, where):
     assert score(task, [where, "0.5"]).rewards == [1.0, 0.5]
-    assert wait_until_gone([int(Path("children").read_text())], 5) == []
+    assert wait_until_gone([int(Path("children").read_text())], 60) == []
 
 
 PARENT = """
@@ -137,7 +137,7 @@ def test_a_killed_parent_leaves_nothing_that_a_reward_has_started(task, texts, t
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, "parent.py", task, *texts]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while time.monotonic() < end and not (
             Path("children").exists() and Path("children").read_text().count("\n") == 2
         ):
@@ -145,7 +145,7 @@ def test_a_killed_parent_leaves_nothing_that_a_reward_has_started(task, texts, t
         children = [int(pid) for pid in Path("children").read_text().split()]
         assert len(children) == 2 and all(map(is_running, children))
         parent.kill()
-    assert wait_until_gone(children, 5) == []
+    assert wait_until_gone(children, 30) == [], "before the hung one's alarm, of 61 s"
 
 
 def killed_while_starting(tmp_path, num_kills: int) -> str:
@@ -185,7 +185,7 @@ def test_a_script_that_never_closes_its_pool_ends(task, tmp_path):
         'if __name__ == "__main__":\n    pool = RewardPool(sys.argv[1], "", 1, 5.0, 1.0)\n'
         '    print(pool.score([Problem("q", "1")], ["0.5"]).rewards)\n'
     )
-    done = subprocess.run([sys.executable, "open.py", task], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "open.py", task], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[0.5]\n"
 
 
