@@ -57,7 +57,7 @@ def options() -> str:
 
 def _argument(verb: str) -> str:
     if verb in FOLDER_VERBS:
-        return {"watch": " RUN", "runs": " [FOLDER]"}.get(verb, " RUN [RUN ...]")
+        return {"watch": " RUN", "runs": " [FOLDER]", "apply": " BASE LEDGER"}.get(verb, " RUN [RUN ...]")
     return {"tasks": " [show TASK]", "reward": " check FILE:FUNCTION"}.get(
         verb, f" {MAIN_OPTION.get(verb, '')}".upper().rstrip()
     )

@@ -24,6 +24,7 @@ VERBS = {
     "plan": "say what a training run takes before anything is loaded: memory, time, disk, and what to change",
     "export": "write a run's weights as an official-layout checkpoint",
     "replay": "rebuild a run's weights from its base and ledger, and verify them",
+    "apply": "rebuild a run's weights from a base and a ledger of kilobytes",
     "fork": "start a new run from a step of another one",
     "reward": "check a reward: score reference answers and a model's, and show the calls",
     "watch": "show a run in the terminal while it trains",
@@ -51,7 +52,7 @@ MAIN_OPTION = {  # needs no flag
 }
 
 
-FOLDER_VERBS = ("watch", "report", "runs", "clean")  # about run folders alone: they know no other options
+FOLDER_VERBS = ("watch", "report", "runs", "clean", "apply")  # about run folders alone: they know no other options
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +133,12 @@ def folder_parser(verb: str) -> Parser:
     )
     if verb == "runs":
         parser.add_argument("folder", nargs="?", default="runs", help="where to look (default: runs)")
+        return parser
+    if verb == "apply":
+        parser.add_argument("base", metavar="BASE", help="the checkpoint that the run began with")
+        parser.add_argument("ledger", metavar="LEDGER", help="a folder with config.yaml and ledger.jsonl of the run")
+        parser.add_argument("--out", required=True, metavar="FILE", help="the weights, as export writes them")
+        parser.add_argument("--step", type=int, default=-1, help="steps to take (default: to the best, else all)")
         return parser
     parser.add_argument("run", nargs=None if verb == "watch" else "+", metavar="RUN", help="folder of a run")
     if verb == "report":

@@ -1,4 +1,4 @@
-"""`rwkv-es watch`, `report`, `runs` and `clean`: commands about the folders of runs, while they train or later."""
+"""`rwkv-es watch`, `report`, `runs`, `clean` and `apply`: commands about the folders of runs."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -23,6 +23,11 @@ def about_folders(verb: str, given: Namespace) -> None:
         from rwkv_es.measure.watch import watch
 
         watch(Path(expanded(given.run)))
+        return
+    if verb == "apply":
+        from rwkv_es.verbs.history import apply
+
+        apply(Path(expanded(given.base)), Path(expanded(given.ledger)), Path(expanded(given.out)), given.step)
         return
     runs = [Path(expanded(run)) for run in dict.fromkeys(given.run)]
     if verb == "clean":

@@ -1,6 +1,7 @@
-"""`rwkv-es replay` and `rwkv-es fork`: a run's past, verified and taken up anew."""
+"""`rwkv-es replay`, `fork` and `apply`: a run's past, verified, taken up anew, and rebuilt elsewhere."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from rwkv_es.es.fitness import shape
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.es.update import checksum
 from rwkv_es.pretrained import checkpoint
-from rwkv_es.run.identity import FORKED_AT, config_text, read_config
+from rwkv_es.pretrained.exported import export_params
+from rwkv_es.pretrained.header import resolve
+from rwkv_es.run.identity import ENGINE_DTYPE, FORKED_AT, config_text, read_config
 from rwkv_es.run.record import chained, read_steps, unpacked
-from rwkv_es.run.snapshots import Snapshot, read_snapshot, save_snapshot, snapshot_steps
+from rwkv_es.run.snapshots import Snapshot, named_best, read_snapshot, save_snapshot, snapshot_steps
 from rwkv_es.session import open_model
 from rwkv_es.system import files
 
@@ -65,6 +68,28 @@ def fork(config: Config) -> Path:
     return target
 
 
+def apply(base: Path, ledger: Path, out: Path, step: int = -1) -> list[Path]:
+    """Rebuild a run's weights from a base and its ledger, wherever both are, and write them as its export does.
+
+    ledger: the run's folder, of which config.yaml and ledger.jsonl are enough, or the ledger itself. step: how many
+    steps; -1: as many as the best weights have taken, where the folder knows them, else all. Returns the files.
+
+    Raises:
+        ConfigError, CheckpointError: something is not what the ledger speaks of, or a file is there already.
+    """
+    folder = ledger if ledger.is_dir() else ledger.parent
+    known = named_best(folder)
+    steps = _steps_until(folder, known.step if step == -1 and known is not None else step)
+    es = _open_run(folder, base)
+    for _ in es.replay(steps):
+        pass
+    rounded = read_config(folder)[PROVENANCE].get(ENGINE_DTYPE) != "float32"
+    written = export_params(es.weights(), resolve(str(base)), out, was_rounded=rounded)
+    for path in written:
+        print(f"wrote {path} (weights after {len(steps)} steps, sha256 {checkpoint.sha256(path)})")
+    return written
+
+
 def _steps_until(folder: Path, num_steps: int) -> list[Step]:
     read_config(folder)
     steps = read_steps(folder)
@@ -78,10 +103,10 @@ def _options(folder: Path) -> Config:
     return build({name: value for name, value in values.items() if name != PROVENANCE})
 
 
-def _open_run(folder: Path) -> ES:
-    """Return the run's model as it was before the first step."""
-    made_with = read_config(folder)[PROVENANCE]
-    path, base, model = open_model(_options(folder))
+def _open_run(folder: Path, of: Path | None = None) -> ES:
+    """Return the run's model as it was before the first step; of: its base, where that has been moved."""
+    made_with, options = read_config(folder)[PROVENANCE], _options(folder)
+    path, base, model = open_model(options if of is None else replace(options, model=str(of)))
     found = checkpoint.sha256(path)
     if found != made_with["base_sha256"]:
         raise CheckpointError(f"{path} has the sha256 {found}, but the run's base has {made_with['base_sha256']}")

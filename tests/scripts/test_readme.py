@@ -64,12 +64,12 @@ def ran(monkeypatch):
     seen = {}
     verbs = {"train": ["train"], "evaluate": ["evaluate", "generate"], "export": ["export"], "page": ["write_report"]}
     verbs.update(chat=["chat"], doctor=["doctor"])
-    verbs["history"] = ["replay", "fork"]
+    verbs["history"] = ["replay", "fork", "apply"]
     for module, names in verbs.items():
         wing = "measure" if module == "page" else "verbs"
         stub = types.ModuleType(f"rwkv_es.{wing}.{module}")
         for name in names:
-            setattr(stub, name, lambda config, name=name: seen.update({name: config}))
+            setattr(stub, name, lambda config, *_, name=name: seen.update({name: config}))
         monkeypatch.setitem(sys.modules, stub.__name__, stub)
     return seen
 
