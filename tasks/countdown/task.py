@@ -68,6 +68,25 @@ def is_solution(expression: str, numbers: Sequence[int], target: int) -> bool:
         return False
 
 
+def value_of(expression: str, most_numbers: int, most_digits: int) -> Fraction:
+    """Compute an expression of so many numbers at most, within the bounds of `is_solution`.
+
+    Raises:
+        ValueError, ZeroDivisionError: it is not well formed, or divides by zero.
+    """
+    tokens = _TOKEN.findall(expression.strip())
+    numbers = [token for token in tokens if token.isdigit()]
+    if len(expression) > MAX_CHARS or not _ALLOWED.fullmatch(expression):
+        raise ValueError("only numbers, + - * / and parentheses are understood")
+    if len(numbers) > most_numbers or max(map(len, numbers), default=0) > most_digits:
+        raise ValueError(f"at most {most_numbers} numbers of at most {most_digits} digits are understood")
+    rest = ["", *reversed(tokens)]
+    value = _sum(rest, 0)
+    if rest != [""]:
+        raise ValueError("this is no expression")
+    return value
+
+
 def _sum(rest: list[str], depth: int) -> Fraction:
     """Take `product (+|- product)*` off the end of the reversed tokens."""
     value = _product(rest, depth)

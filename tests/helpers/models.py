@@ -49,3 +49,17 @@ def written_out(model, noise, member):
         delta = (a[0].double() @ b[0].double().mT) * (noise.scale(name) * (1 if member % 2 == 0 else -1))
         params[name] = params[name].double() + delta.reshape(params[name].shape)
     return params
+
+
+def byte_model(folder):
+    """A random model whose vocabulary is all bytes. Returns its file; the tokenizer lies beside it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(["<end>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    checkpoint.save(folder / "bytes.pth", random_params(2, 64, 1 + len(alphabet)))
+    tokenizer.save(str(folder / "bytes.tokenizer.json"))
+    return folder / "bytes.pth"
