@@ -165,7 +165,7 @@ def test_a_closed_way_in_a_maze_changes_nothing():
 )
 def test_reasoning_gym_asks_again(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "RWKV_ES_CACHE", str(tmp_path))
-    task = load_task("reasoning_gym_again:chain_sum", '{"size": 3}')
+    task = load_task("reasoning_again:chain_sum", '{"size": 3}')
     problem = task.problems("train")[0]
     assert play(task, problem, ["<answer>x</answer>", problem.answer])[1] == 0.5
     assert [said.reward for _, said in played(task.environment, problem)] == [1.0]

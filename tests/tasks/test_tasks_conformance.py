@@ -19,12 +19,12 @@ from rwkv_es.task.templates import TEMPLATES, response_prefix
 SPECS = {
     "reasoning_gym": "reasoning_gym:chain_sum",
     "text": "text:32",
-    "reasoning_gym_again": "reasoning_gym_again:chain_sum",
+    "reasoning_again": "reasoning_again:chain_sum",
 }  # how a task is named where its folder's name is not enough
 FILES = {"verifiers": "verifiers_sum.py", "trl_environment": "trl_counter.py"}  # of tests/data/environments
 NEEDS_DATA = {"gsm8k": "gsm8k"}  # task -> its folder in the shared data
 NEEDS_PACKAGE = {"math": "math_verify", "reasoning_gym": "reasoning_gym", "arithmetic_mini": "reasoning_gym"}
-NEEDS_PACKAGE |= {"reasoning_gym_again": "reasoning_gym"}
+NEEDS_PACKAGE |= {"reasoning_again": "reasoning_gym"}
 SUMS = {
     split: [(f"{a} + {b}?", str(a + b)) for a in range(first, 9, 2) for b in range(9)]
     for split, first in (("train", 0), ("test", 1))

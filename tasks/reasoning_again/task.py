@@ -1,4 +1,4 @@
-"""Reasoning Gym, asked again after a wrong answer: reasoning_gym_again:NAME, as reasoning_gym:NAME."""
+"""Reasoning Gym, asked again after a wrong answer: reasoning_again:NAME, as reasoning_gym:NAME."""
 
 from collections.abc import Generator, Sequence
 
