@@ -20,6 +20,7 @@ from rollouts import HOT, NEVER, PENALISED, V, requests_of
 
 from rwkv_es.engine import gpu_loop
 from rwkv_es.engine.decoding import Completion, GenerationConfig
+from rwkv_es.engine.likelihood import Text, log_likelihoods
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.gpu import engine as gpu
@@ -335,3 +336,15 @@ def test_trying_a_tick_with_nobody_there_changes_nothing(tmp_path):
         slots.readers[1][0]()
         assert (slots.listen(slots.tick(8), 8) == loop_kernels.NOTHING).all()
     assert all(torch.equal(one, other) for one, other in zip(before, (*slots.slots, *slots.state)))
+
+
+def test_members_read_reference_answers_on_the_kernels_of_a_gpu(tmp_path):
+    small = on_device(make_model(tmp_path, 1, 64, V))
+    noise = draw_factors(noise_of(small, {"matrices": 1.0, "head.weight": 3.0}, 1), small, range(1, 4))
+    texts = [Text(tuple(random_tokens(1, n, V, seed=n)[0].tolist()), 1, m) for n in (5, 3) for m in range(2, 8)]
+    expected, found = (
+        log_likelihoods(small, texts, GenerationConfig(NEVER, slots=8, engine=engine), noise)
+        for engine in ("torch", "triton")
+    )
+    assert len(set(expected)) == len(texts)
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # sums of fp32 in another order
