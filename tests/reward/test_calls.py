@@ -1,5 +1,7 @@
 """`rwkv-es reward check`: the calls of each form, what answers earn, and failures that name the user's lines."""
 
+import sys
+
 import pytest
 
 from rwkv_es.cli import main
@@ -27,6 +29,7 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "puzzles.jsonl").write_text(ROWS)
     (tmp_path / "rewards.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
 
 
 def check(function, *more):

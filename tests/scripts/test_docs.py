@@ -41,6 +41,7 @@ def test_pages_are_in_the_menu_and_every_option_and_metric_in_its_page():
 def test_the_first_hour_can_be_had(tmp_path, monkeypatch, capfd):
     """Every command of the page is run, in its order; only the installation has been done before."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for name, code in re.findall(r'^```python title="(\S+)"\n(.*?)^```', FIRST_HOUR, re.DOTALL | re.MULTILINE):
         Path(name).write_text(code, encoding="utf-8")
     lines = [

@@ -55,6 +55,7 @@ def example_task(tmp_path, monkeypatch):
         (tmp_path / folder / "test.jsonl").write_text(rows)
     (tmp_path / "rewards.py").write_text("def reward(completion, answer): return float(answer in completion)")
     (tmp_path / "trl_rewards.py").write_text("def accuracy(completions, answer, **columns): return [0.0] * len(answer)")
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a reward's folder comes into it
     monkeypatch.chdir(tmp_path)
 
 
