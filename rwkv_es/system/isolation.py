@@ -5,7 +5,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,17 +23,21 @@ def end_processes(leader: int) -> None:
 
 def _groups_below(leader: int) -> Iterable[int]:
     """Return the process groups of all descendants that the system lists."""
+    return {group for _, group in _below(leader)} - {leader, os.getpgrp()}
+
+
+def _below(leader: int) -> Iterator[tuple[int, int]]:
+    """Yield all descendants that the system lists, and their process groups."""
     children: dict[int, list[tuple[int, int]]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):  # it has just ended
             parent, process_group = file.read_text("utf-8", "replace").rpartition(")")[2].split()[1:3]
             children.setdefault(int(parent), []).append((int(file.parent.name), int(process_group)))
-    groups, waiting = set[int](), [leader]
+    waiting = [leader]
     while waiting:
         for child, group in children.pop(waiting.pop(), []):
             waiting.append(child)
-            groups.add(group)
-    return groups - {leader, os.getpgrp()}
+            yield child, group
 
 
 def isolate(output: Connection | None = None) -> None:
@@ -50,22 +55,50 @@ def isolate(output: Connection | None = None) -> None:
 
 
 def guard(parent: Connection, lifeline: Connection) -> None:
-    """Leave a process behind that ends this one and all it has started, hung or not, once the parent is gone.
+    """Go on as a child of this process, which stays behind as its guard and ends in the same way, after all else.
 
-    It is nobody's child, so that a reward which waits for its own children does not wait for it.
+    It ends everything, hung or not, once the lifeline breaks. On Linux it becomes the parent of what has left its own
+    parents and session, so that nothing that was started is ever out of its reach.
     """
     if not hasattr(os, "fork"):
         return
-    leader = os.getpid()
+    adopt_orphans()
     if (child := os.fork()) == 0:
-        if os.fork() == 0:
-            parent.close()
-            with contextlib.suppress(EOFError, OSError):
-                lifeline.recv()
-            end_processes(leader)
-        os._exit(0)
-    os.waitpid(child, 0)
-    lifeline.close()
+        die_with_parent()
+        lifeline.close()
+        return
+    parent.close()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    ended, status = 0, 0
+    while ended != child:
+        ended, status = os.wait()
+    _end_children()
+    if os.WIFSIGNALED(status):
+        _end_by(os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _end_with(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    end_processes(os.getpid())
+
+
+def _end_children() -> None:
+    """Kill what is left below this process, whose children are all that have no other parent."""
+    with contextlib.suppress(ChildProcessError):  # there are none
+        os.waitpid(-1, os.WNOHANG)
+        while True:
+            for pid, _ in _below(os.getpid()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            os.wait()
+
+
+def _end_by(number: int) -> None:
+    with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def limit_memory() -> None:

@@ -67,6 +67,30 @@ def child(own_session):
     note("children", subprocess.Popen(["sleep", "100"], start_new_session=own_session).pid)
     return 1.0
 
+def daemon():
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            note("children", os.getpid())
+            time.sleep(100)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    while not Path("children").exists():
+        time.sleep(0.01)
+    return 1.0
+
+def daemon_and_exit():
+    daemon()
+    os._exit(3)
+
+def passing():
+    for _ in range(20):  # each is nobody's child for a moment
+        subprocess.run(["sh", "-c", "sleep 0 &"], check=True)
+    time.sleep(0.5)
+    return float(sum(Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z" for pid in os.listdir("/proc") if pid.isdigit()
+        and Path(f"/proc/{pid}/stat").read_text().split()[3] == str(os.getppid())))
+
 def child_and_hang():
     child(False), child(True)
     3 ** 10 ** 9
@@ -74,6 +98,7 @@ def child_and_hang():
 ACTIONS = {
     "killed": killed_at_first, "twice": back_twice, "error twice": twice_with_an_error, "process": in_a_process, "spawned": spawned,
     "child": lambda: child(False), "own session": lambda: child(True), "child and hang": child_and_hang,
+    "daemon": daemon, "daemon and exit": daemon_and_exit, "passing": passing,
 }
 
 def problems(split, data=""):
@@ -120,6 +145,21 @@ def test_closing_ends_what_rewards_have_left_behind(task, where):
     assert wait_until_gone([int(Path("children").read_text())], 60) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to a process of one's own")
+@pytest.mark.parametrize("where", ["daemon", "daemon and exit"])
+def test_what_has_left_its_parents_and_session_ends_too(task, where):
+    with RewardPool(task, "", 1, 20.0, 1.0) as pool:
+        scores = pool.score([Problem("q", "1")], [where])
+    assert scores.rewards == [float(where == "daemon")]
+    pids = [int(pid) for pid in Path("children").read_text().split()]
+    assert pids and wait_until_gone(pids, 30) == [], "it would sleep for 100 s"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_orphans_that_end_are_forgotten(task):
+    assert score(task, ["passing"], timeout_s=60.0).rewards == [0.0]
+
+
 PARENT = """
 import sys
 from rwkv_es.reward.pool import RewardPool
@@ -132,7 +172,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("texts", [["child", "own session"], ["0", "child and hang"]])
+@pytest.mark.parametrize("texts", [["child", "own session"], ["0", "child and hang"], ["child", "daemon"]])
 def test_a_killed_parent_leaves_nothing_that_a_reward_has_started(task, texts, tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, "parent.py", task, *texts]
