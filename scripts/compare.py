@@ -1,7 +1,7 @@
 """Compare our ES with what people use: the same warm start, the same budget, the same small sweep, then seeds.
 
     python scripts/compare.py --budget cpu-seconds --amount 15 --out runs/compare
-    python scripts/compare.py --budget generations --amount 1024 --methods ours grpo --seeds 2 --out runs/short
+    python scripts/compare.py --budget generations --amount 600 --tried 1 --seeds 1 --judge 40 --out runs/short
     python scripts/compare.py --out runs/compare --only-tables
 
 A sweep tries every method's settings (its `GRID`) once, judged on training problems that nobody trains on; the best
@@ -63,7 +63,7 @@ def compare(world: World, task: str, options: argparse.Namespace) -> None:
 def sweep_entries(options: argparse.Namespace) -> Iterator[Entry]:
     """Yield all methods' settings."""
     for method in options.methods:
-        for settings in METHODS[method].GRID:
+        for settings in METHODS[method].GRID[: options.tried]:
             yield Entry(method, settings, SWEEP_SEED, options.budget, options.amount * options.share)
 
 
@@ -103,6 +103,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("budget", "cpu-seconds", "what is equal", choices=BUDGETS)
     add("amount", 15.0, "how much of it a final run has", type=float)
     add("share", 0.5, "share of it that a run of the sweep has", type=float)
+    add("tried", 6, "settings of each method in the sweep", type=int)
     add("seeds", 5, "final runs of each method", type=int)
     add("judge", 300, "problems that judge", type=int)
     add("control", "none", "what is done to the rewards before they are learned from", choices=CONTROLS)

@@ -10,7 +10,7 @@ from .records import Record, final_runs, read_records
 HALF = 0.5  # accuracy whose cost a table names
 HEADER = (
     "| method | settings | accuracy | mean@8 | pass@8 | to 50 %: CPU s | to 50 %: answers | gained / lost | "
-    "answers | tokens/s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "CPU s | answers | tokens/s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -56,6 +56,7 @@ def row(method: str, runs: Sequence[Sequence[Record]]) -> str:
         cost_to_half(runs, "cpu_s", "{:.1f}"),
         cost_to_half(runs, "generations", "{:.0f}"),
         f"{mean('gained'):.0f} / {mean('lost'):.1f}",
+        f"{mean('cpu_s'):.1f}",
         f"{mean('generations'):.0f}",
         f"{mean('tokens') / mean('cpu_s'):.0f}",
         f"{mean('peak_bytes') / 1e6:.0f}",

@@ -17,6 +17,7 @@ from compare.gradients import clipped, read, rows  # noqa: E402
 from compare.methods import METHODS  # noqa: E402
 from compare.race import controlled  # noqa: E402
 from compare.records import best_settings  # noqa: E402
+from compare.tables import band, cost_to_half  # noqa: E402
 from compare.vectors import normal, params_at, space_of  # noqa: E402
 from compare.world import Answered  # noqa: E402
 
@@ -223,15 +224,28 @@ def test_the_sweeps_best_is_by_where_it_ends_and_how_soon():
     assert best_settings([*late, *soon, record(3, 0.2)], "t", "m") == {"lr": 2}
 
 
+def test_a_tables_costs_are_those_of_the_first_point_at_half():
+    def run(*points):
+        return [{"cpu_s": cost, "accuracy": accuracy} for cost, accuracy in points]
+
+    reached, late, never = run((0, 0.1), (2, 0.5), (4, 0.9)), run((0, 0.1), (6, 0.6)), run((0, 0.1), (5, 0.4))
+    assert cost_to_half([reached, late], "cpu_s", "{:.1f}") == "4.0"
+    assert cost_to_half([reached, never], "cpu_s", "{:.1f}") == "2.0 (1 of 2)"
+    assert cost_to_half([never], "cpu_s", "{:.1f}") == "–"
+    x, mean, low, high = band([reached, late], lambda record: record["cpu_s"])
+    assert (x, mean, low, high) == ([0, 4], pytest.approx([0.1, 0.55]), [0.1, 0.5], [0.1, 0.6])
+
+
 @pytest.mark.slow
 def test_the_short_form_makes_every_run_and_the_tables(tmp_path, capsys):
-    """About two minutes of one core: every method, one seed, both controls of ours."""
+    """About a minute of one core: every method with one setting and one seed, both controls of ours."""
     import compare as package
 
     assert package.__path__  # the folder, not the program of the same name
     program = load_program()
-    short = ["--tasks", "countdown_mini", "--amount", "1500", "--budget", "generations", "--judge", "40"]
-    assert program.main([*short, "--seeds", "1", "--share", "0.1", "--out", str(tmp_path)]) == 0
+    short = ["--tasks", "countdown_mini", "--amount", "600", "--budget", "generations", "--judge", "40"]
+    short += ["--tried", "1", "--share", "0.1"]
+    assert program.main([*short, "--seeds", "1", "--out", str(tmp_path)]) == 0
     for control in ("reversed", "shuffled"):
         program.main([*short, "--seeds", "1", "--methods", "ours", "--control", control, "--out", str(tmp_path)])
     text = (tmp_path / "tables.md").read_text()
