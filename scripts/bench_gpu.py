@@ -3,6 +3,7 @@
     python scripts/bench_gpu.py                    # everything, sizes of 7.2B with random weights: under 9 minutes
     python scripts/bench_gpu.py check ticks --rows 256 1024 --rank 4
     CUBLAS_WORKSPACE_CONFIG=:16:8 CUBLASLT_WORKSPACE_SIZE=1 python scripts/bench_gpu.py products
+    python scripts/bench_gpu.py check --sanitizer  # under compute-sanitizer (CUDA's toolkit), a small model: no error
     TRITON_INTERPRET=1 python scripts/bench_gpu.py --tiny      # a dry run without a GPU: nothing it prints is a figure
 
 Prints one JSON line a figure: case, name, measured, unit, and where there are such, floor and predicted: for an H100
@@ -10,6 +11,9 @@ with 80 GB, by arithmetic; none of the predictions had been measured when they w
 """
 
 import argparse
+import os
+import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -30,7 +34,10 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a small model; on a CPU in Triton's interpreter")
     parser.add_argument("--rows", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--rank", type=int, default=1)
+    parser.add_argument("--sanitizer", action="store_true", help="run the cases under compute-sanitizer's memcheck")
     options = parser.parse_args()
+    if options.sanitizer:
+        return sanitized(options.cases)
     unknown = [case for case in options.cases if case not in gpu_cases.CASES]
     if unknown or not (options.tiny or torch.cuda.is_available()):
         parser.error(f"unknown case {unknown[0]}" if unknown else "there is no GPU here; try --tiny")
@@ -45,6 +52,17 @@ def main() -> int:
             continue
         num_failed += not _run(bench, case)
     return 1 if num_failed else 0
+
+
+def sanitized(cases: list[str]) -> int:
+    """Run the cases with a small model under compute-sanitizer; say how to get it where it is not there."""
+    command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1", "--target-processes", "all"]
+    command += [sys.executable, __file__, *cases, "--tiny"]
+    if shutil.which(command[0]) is None:
+        note(f"compute-sanitizer is not there; with CUDA's toolkit on PATH: {' '.join(command)}")
+        return 2
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else it sees one large block
+    return subprocess.run(command, check=False, env=environment).returncode
 
 
 def _run(bench: Bench, case: str) -> bool:

@@ -22,6 +22,7 @@ from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import Noise, StepNoise, select
 
 TINY = Arch(2, 64, 1, 64, 64, 256, 16, 16, 16, 32)
+SMALL = Arch(2, 1024, 16, 64, 1024, 4096, 64, 64, 64, 128)  # what numpy can write out
 OF_7B = Arch(32, 4096, 64, 64, 65536, 16384, 128, 128, 96, 480)
 COPY, FLOPS = 3.0e12, 790e12  # of an H100, until they are measured: bytes and operations a second
 

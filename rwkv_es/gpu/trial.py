@@ -55,7 +55,7 @@ def _difference(model: Model, factors: Factors | None) -> float:
         weights = torch_engine.perturb(model, factors, 2 * factors.first + rows % (2 * factors.num_directions))
     expected = _logits(torch_engine, model, weights, partial(_one_by_one, model, weights))
     with gpu.running(model, factors, _ROWS * _TEXT) as engine:
-        found = _logits(engine, model, weights, partial(_at_once, engine, weights))
+        found = _logits(engine, model, weights, partial(read_at_once, engine, weights))
     return float((found - expected).norm() / expected.norm())
 
 
@@ -77,7 +77,8 @@ def _one_by_one(model: Model, weights: Weights, text: Tensor, state: State) -> N
         torch_engine.forward(weights, model.arch, column, state)
 
 
-def _at_once(engine: gpu.GpuEngine, weights: Weights, text: Tensor, state: State) -> None:
+def read_at_once(engine: gpu.GpuEngine, weights: Weights, text: Tensor, state: State) -> None:
+    """Let every row of a state read all tokens of a text at once: (S,T)."""
     rows, num_tokens = text.shape
     slot = torch.arange(rows, device=text.device)
     live = torch.ones(text.numel(), dtype=torch.int32, device=text.device)

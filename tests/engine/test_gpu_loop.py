@@ -1,6 +1,7 @@
 """The token loop of a GPU; without one, its kernels run in Triton's interpreter."""
 
 import gc
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -276,6 +277,58 @@ def test_prompts_are_read_in_parts_and_the_rows_that_read_them_wait_for_company(
     assert ticks_of([1], 16) == (0, written)
     assert ticks_of([34] * 64, 64) == (3 * 16, written), "parts of 16, 16 and 1 tokens, in 4 rows at a time"
     assert ticks_of([40, *[1] * 15], 16)[0] == 3
+
+
+class Crossings:
+    """Counts the bytes that the package lets go between host and device, and refuses all other ways to do so."""
+
+    def __init__(self, monkeypatch):
+        self.up = self.down = 0
+        self.watch(monkeypatch, torch, "from_numpy", lambda array: self.add(up=array.nbytes))
+        self.watch(monkeypatch, torch.Tensor, "numpy", lambda tensor: self.add(down=tensor.nbytes))
+        for name in ("tolist", "item", "cpu", "__int__", "__float__", "__bool__", "__index__", "__array__"):
+            self.watch(monkeypatch, torch.Tensor, name, lambda *_, name=name: pytest.fail(f"{name} crosses"))
+        for name in ("tensor", "as_tensor"):
+            self.watch(monkeypatch, torch, name, lambda *_, name=name: pytest.fail(f"{name} crosses"))
+
+    def add(self, up=0, down=0):
+        self.up, self.down = self.up + up, self.down + down
+
+    def watch(self, monkeypatch, owner, name, note):
+        real = getattr(owner, name)
+
+        def call(*args, **options):
+            if sys._getframe(1).f_globals["__name__"].startswith("rwkv_es."):
+                note(*args)
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def test_nothing_crosses_between_host_and_device_but_tokens_and_requests(model, factors, monkeypatch):
+    """While texts are generated, in bytes: four a slot and tick come back; an entry for each request goes there."""
+    header = tuple(random_tokens(1, 20, V, seed=9)[0].tolist())
+    requests = with_shared_prefixes([r._replace(prompt=header + r.prompt) for r in requests_of(8, 2, 6)])
+    sent, run, found = [], gpu_loop.Loop.run, {}
+
+    def counted(loop, on_finished):
+        real = loop.device._sent
+        monkeypatch.setattr(loop.device, "_sent", lambda values: sent.append(values.nbytes) or real(values))
+        with monkeypatch.context() as patch:
+            found["crossings"], found["loop"] = Crossings(patch), loop
+            return run(loop, on_finished)
+
+    monkeypatch.setattr(gpu_loop.Loop, "run", counted)
+    monkeypatch.setattr(gpu_slots, "_FEWEST", 8)
+    generated(model, requests, GenerationConfig(NEVER, HOT, 8, "torch"), factors)
+    crossings, device = found["crossings"], found["loop"].device
+    num_heard = device.num_ticks - len(found["loop"].under_way)
+    assert crossings.down == 4 * 8 * num_heard, "a token of each of 8 slots"
+    entry = 4 * (loop_kernels.NUM_COLUMNS + max(len(r.prompt) for r in requests))
+    num_readings = found["loop"].num_ticks - device.num_ticks
+    pairs = 16 * (len(requests) + 8)  # where a state is copied from and to: of each request, and of each header
+    assert crossings.up == sum(sent) == len(requests) * entry + pairs + num_readings * 12
+    assert crossings.up < 0.1 * len(requests) * device.state.wkv[:, 0].nbytes, "less than states would be"
 
 
 def test_prompts_are_read_in_as_many_rows_as_ticks_have():

@@ -8,10 +8,10 @@ import pytest
 from places import ROOT
 
 
-def run(script, *options):
+def run(script, *options, timeout=300):
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "scripts" / script), *options]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -28,10 +28,22 @@ SHORT = ("ceilings", "products", "kernels", "update", "noise", "sampling", "host
 @pytest.mark.parametrize("cases", [SHORT, pytest.param((), marks=pytest.mark.slow)])
 def test_the_gpus_bench_runs_dry(cases):
     """A small model in Triton's interpreter; what it says of bits holds there too."""
-    found = run("bench_gpu.py", "--tiny", *cases)
+    found = run("bench_gpu.py", "--tiny", *cases, timeout=300 if cases else 1800)
     assert {line["case"] for line in found} >= {*SHORT, *(() if cases else ("check", "ticks", "step"))}
     assert all({"name", "measured", "unit", "card"} <= line.keys() for line in found)
     if not cases:
         judged = {line["name"]: line["measured"] for line in found if line["case"] == "check"}
         assert judged["tokens of graphs and of plain calls are equal"] == judged["and of half as many slots"] == 1
         assert judged["logits against plain torch, relative"] < 0.06
+        assert judged["logits of the model against float64 numpy, relative"] < 0.06
+        for rank in (1, 4):
+            assert judged[f"logits of W + sigma/sqrt(r) A B^T, rank {rank}, against float64 numpy, relative"] < 0.06
+            assert judged[f"a text read at once has the bits of token by token, rank {rank}"] == 1
+
+
+def test_without_its_program_the_sanitizers_command_is_printed():
+    command = [sys.executable, str(ROOT / "scripts" / "bench_gpu.py"), "check", "--sanitizer"]
+    environment = {**os.environ, "PATH": "", "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "compute-sanitizer is not there" in done.stderr and done.stderr.strip().endswith("bench_gpu.py check --tiny")
