@@ -97,6 +97,10 @@ def test_a_command_is_understood(command, example_task, ran, capsys):
         launch_file = arguments[arguments.index("--config_file") + 1]
         assert (ROOT / launch_file).exists()
         assert cli.main([*arguments[arguments.index("rwkv_es") + 1 :], "--dry-run"]) == 0, capsys.readouterr().err
+    elif program == "python":
+        text = (ROOT / arguments[0]).read_text()
+        flags = [word.removeprefix("--") for word in arguments if word.startswith("--")]
+        assert flags and all(f'add("{flag}"' in text or f'"--{flag}"' in text for flag in flags)
     else:
         assert program in ("./scripts/demo", "./scripts/test")
         assert os.access(ROOT / program, os.X_OK)
