@@ -18,6 +18,7 @@ from rwkv_es.engine.decoding import (
     refuse_too_much,
 )
 from rwkv_es.engine.engines import Engine, engine_of
+from rwkv_es.engine.memory import most_under_way
 from rwkv_es.engine.scheduler import Admission, Move, Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.errors import ConfigError
@@ -80,7 +81,7 @@ def rollout(
                 ended = {i: done[i] for i in ended if i not in paused}
             for i, request in partner.replies(wait=not scheduler.num_ready).items():
                 if scheduler.resume(i, request):
-                    del rows.paused[i]
+                    rows.drop(i)
                     ended[i] = done[i]
             on_finished(ended)
     return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
@@ -96,7 +97,9 @@ class _Rows:
         capacity = decoding.padded(min(decoding.slots, len(requests)))
         self.state = new_state(model, capacity)
         self.saved: dict[Prefix, State] = {}
-        self.paused: dict[int, State] = {}  # of requests that wait for their next turn, by id
+        self.paused: dict[int, int] = {}  # requests that wait for their next turn, by id -> rows of `waiting`
+        self.waiting: State | None = None
+        self.free = list(range(min(len(requests), most_under_way(decoding.slots))))  # rows of it
         # Padding rows need a member whose factors are there: any.
         member = requests[0].member if requests else -1
         self.member = torch.full((capacity,), member, dtype=torch.int64, device=self.state.wkv.device)
@@ -124,11 +127,10 @@ class _Rows:
         self.weights = self._weights()
         slots = self._index([admission.slot for admission in admissions])
         reset_rows_(self.state, self.weights.rows(slots), slots)
-        for slot, request, prefix in admissions:
+        for slot, _, prefix in admissions:
             if prefix is not None:
                 self.state.copy_row_(slot, self.saved[prefix], 0)
-            elif request.id in self.paused:
-                self.state.copy_row_(slot, self.paused.pop(request.id), 0)
+        self._resume(admissions)
 
     def read_ahead(self, engine: Engine, num_active: int) -> int:
         """If only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
@@ -186,8 +188,30 @@ class _Rows:
 
     def pause(self, slots: Mapping[int, int]) -> None:
         """Save the states of rows that wait for their next turn: slot -> id of the request."""
-        for slot, request_id in slots.items():
-            self.paused[request_id] = self._copy(slot)
+        if not slots:
+            return
+        if self.waiting is None:
+            self.waiting = new_state(self.model, len(self.free))
+        places = [self.free.pop() for _ in slots]
+        self.paused.update(zip(slots.values(), places))
+        self._copy_rows(self.waiting, places, self.state, list(slots))
+
+    def drop(self, request_id: int) -> None:
+        """Forget a state that waits for nothing."""
+        self.free.append(self.paused.pop(request_id))
+
+    def _resume(self, admissions: Sequence[Admission]) -> None:
+        found = [(slot, request.id) for slot, request, _ in admissions if request.id in self.paused]
+        if not found or self.waiting is None:
+            return
+        self._copy_rows(self.state, [slot for slot, _ in found], self.waiting, [self.paused[i] for _, i in found])
+        for _, request_id in found:
+            self.drop(request_id)
+
+    def _copy_rows(self, to: State, places: Sequence[int], source: State, rows: Sequence[int]) -> None:
+        target, start = self._index(places), self._index(rows)
+        for part, source_part in zip(to, source):
+            part[:, target] = source_part[:, start]
 
     def forget(self, prefixes: Sequence[Prefix]) -> None:
         """Drop saved states."""

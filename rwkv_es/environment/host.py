@@ -26,7 +26,7 @@ from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem
 
-MOST_CHILDREN = 64  # per worker of the options
+MOST_CHILDREN = 128  # per worker of the options
 _BATCH = 16  # new episodes for a child that answers quickly
 _QUICK_S, _LOOK_S = 0.005, 0.05
 
