@@ -46,17 +46,6 @@ class Partner(Protocol):
         """Return how places go on that have waited, None: not at all. wait: there is nothing else to do."""
 
 
-class _Nobody:
-    def answered(self, ended: Mapping[int, Completion]) -> Collection[int]:
-        return ()
-
-    def replies(self, wait: bool) -> Mapping[int, Request | None]:
-        return {}
-
-
-NOBODY = _Nobody()
-
-
 class Rollout(NamedTuple):
     """Completions in the order of their requests, and what they cost."""
 

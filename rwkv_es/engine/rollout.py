@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from rwkv_es.engine.decoding import (
-    NOBODY,
     Completion,
     GenerationConfig,
     OnFinished,
@@ -39,7 +38,7 @@ def rollout(
     factors: Factors | None = None,
     on_finished: OnFinished = lambda ended: None,
     *,
-    partner: Partner = NOBODY,
+    partner: Partner | None = None,
 ) -> Rollout:
     """Generate every request's completion. The same request gets the same tokens in any slot, order and company.
 
@@ -58,7 +57,7 @@ def rollout(
         if isinstance(engine, gpu.GpuEngine):
             from rwkv_es.engine import gpu_loop  # and Triton
 
-            if partner is not NOBODY:
+            if partner is not None:
                 raise ConfigError("on a GPU, tasks with an environment need --engine torch: triton's loop has no turns")
             return gpu_loop.rollout(engine, requests, decoding, factors, on_finished)
         rows = _Rows(model, requests, decoding, factors)
@@ -74,12 +73,13 @@ def rollout(
                 rows.save_prefixes(scheduler)
                 finished = rows.finished(num_active)
                 ended = {scheduler.active[slot].id: completion for slot, completion in finished.items()}
-                paused = partner.answered(ended)
+                paused = partner.answered(ended) if partner else ()
                 rows.pause({slot: i for slot in finished if (i := scheduler.active[slot].id) in paused})
                 rows.move(scheduler.finish(finished, paused))
                 done.update({i: joined(done.get(i), completion) for i, completion in ended.items()})
                 ended = {i: done[i] for i in ended if i not in paused}
-            for i, request in partner.replies(wait=not scheduler.num_ready).items():
+            replies = partner.replies(wait=not scheduler.num_ready) if partner else {}
+            for i, request in replies.items():
                 if scheduler.resume(i, request):
                     rows.drop(i)
                     ended[i] = done[i]
