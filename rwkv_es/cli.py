@@ -27,9 +27,7 @@ from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, i
 from rwkv_es.model.batch import choose_blas_mode
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
 from rwkv_es.system.streams import lost_output, make_unfailing
-from rwkv_es.system.texts import expanded
-
-_UNPRINTABLE = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # no terminal commands
+from rwkv_es.system.texts import expanded, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +65,7 @@ def _say_what_fails(argv: Sequence[str]) -> None:
 
 
 def _complain(text: str) -> None:
-    print(f"rwkv-es: {' '.join(text.split()).translate(_UNPRINTABLE)}", file=sys.stderr)
+    print(f"rwkv-es: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
 def _run_all(argv: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ def cause(error: BaseException) -> str:
     """Say in one line what a user's code raised, and the last line of the user's own that it came through."""
     try:
         said = _in_a_line(error)
-        frames = traceback.extract_tb(error.__traceback__)
+        frames = _frames(_first(error))
     except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
         return type(error).__name__
     said = said if len(said) <= MAX_CAUSE_CHARS else f"{said[:MAX_CAUSE_CHARS]} ..."
@@ -83,7 +83,7 @@ def cause(error: BaseException) -> str:
 def own_traceback(error: BaseException) -> str:
     """Return what a user's code raised as a traceback of the user's own frames, of a few lines."""
     try:
-        frames = _frames(error)
+        frames = _frames(_first(error))
         said = _in_a_line(error)
     except Exception:  # noqa: BLE001  out of memory, or its own text cannot be made
         return type(error).__name__
@@ -96,7 +96,17 @@ def own_traceback(error: BaseException) -> str:
     return "\n".join([*places, said])
 
 
+def _first(error: BaseException) -> BaseException:
+    """Return the first of a group of errors, as asyncio's TaskGroup raises them: it says what went wrong."""
+    inner = getattr(error, "exceptions", None)
+    if isinstance(inner, tuple) and inner and isinstance(inner[0], BaseException):
+        return _first(inner[0])
+    return error
+
+
 def _in_a_line(error: BaseException) -> str:
+    if (first := _first(error)) is not error:
+        return f"{_in_a_line(first)} (in: {type(error).__name__}: {error})"
     if isinstance(error, SyntaxError):
         where = f" ({os.path.basename(error.filename or '')}, line {error.lineno}: {(error.text or '').strip()})"
         return f"{type(error).__name__}: {error.msg}{where if error.filename else ''}"

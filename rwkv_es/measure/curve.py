@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rwkv_es.system.files import is_finite
+
 _BLOCKS, _WIDEST = " ▁▂▃▄▅▆▇█", 4  # heights of a character; characters per value
 
 
@@ -29,8 +31,3 @@ def curve(values: Sequence[float], width: int = 60, height: int = 8) -> str:
         label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else ""
         lines.append(f"{label:>8} │{''.join(_BLOCKS[min(max(level - 8 * row, 0), 8)] for level in levels)}".rstrip())
     return "\n".join(lines)
-
-
-def is_finite(value: Any) -> bool:
-    """Say whether something is a number that can be drawn."""
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,6 +1,8 @@
 """Run folders among others: a list of them with sizes, and what may be removed of them."""
 
+import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -10,11 +12,12 @@ from typing import NamedTuple
 from rwkv_es.config.file import is_run_folder
 from rwkv_es.errors import ConfigError
 from rwkv_es.measure.reading import Standing, standing_of
+from rwkv_es.run.identity import made_by_a_run
 from rwkv_es.run.made import is_unchanged
 from rwkv_es.run.snapshots import SNAPSHOT_FILES, best, snapshot_steps
 from rwkv_es.system import files
 from rwkv_es.system.lock import holder
-from rwkv_es.system.texts import size
+from rwkv_es.system.texts import printable, size
 
 _BOOKS = ("config.yaml", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", ".rwkv-es-made.json", ".rwkv-es-lock.json")
 _DEEPEST = 3  # folders below the one that is listed
@@ -53,8 +56,8 @@ def found_in(folder: Path) -> Iterator[Found]:
             subfolders.clear()
             try:
                 yield Found(standing_of(place), _total(place.rglob("*")), _changed(place))
-            except ConfigError as error:
-                print(f"rwkv-es: {error}", file=sys.stderr)
+            except (ConfigError, OSError) as error:  # a run that changes while it is looked at, say
+                print(printable(f"rwkv-es: {error}"), file=sys.stderr)
         elif len(place.parts) - depth >= _DEEPEST:
             subfolders.clear()
 
@@ -65,7 +68,7 @@ def removable(run: Path, is_all: bool) -> list[Path]:
     Raises:
         ConfigError: it is no run, or a process trains in it.
     """
-    if not is_run_folder(str(run)):
+    if not (is_run_folder(str(run)) and made_by_a_run(run)):
         raise ConfigError(f"{run} is not the folder of a run, so nothing of it is removed")
     if who := holder(run):
         raise ConfigError(f"{who} is training in {run}; wait for it, or stop it first")
@@ -79,7 +82,8 @@ def removable(run: Path, is_all: bool) -> list[Path]:
         made = [path for path in run.iterdir() if path.is_file() and is_unchanged(run, path)]
         events = (run / "tensorboard").rglob("events.out.tfevents.*")
         found += [*made, run / "snapshots" / "best.json", *events, *(run / name for name in _BOOKS)]
-    return [path for path in dict.fromkeys(found) if path.is_file() and not path.is_symlink()]
+    here = Path(os.path.realpath(run))  # no file behind a link, nor below a folder that is one: it may be another run's
+    return [path for path in dict.fromkeys(found) if path.is_file() and path.resolve() == here / path.relative_to(run)]
 
 
 def clean(runs: Sequence[Path], is_all: bool, is_sure: bool) -> None:
@@ -88,10 +92,10 @@ def clean(runs: Sequence[Path], is_all: bool, is_sure: bool) -> None:
     Raises:
         ConfigError: nobody can be asked, or see `removable`.
     """
-    doomed = {run: removable(run, is_all) for run in runs}
+    doomed = {run: removable(run, is_all) for run in {os.path.realpath(run): run for run in runs}.values()}
     for run, paths in doomed.items():
         what = "all that the run has made" if is_all else "its snapshots but the best one"
-        print(f"{run}: {what}, {len(paths)} files of {size(_total(paths))}")
+        print(printable(f"{run}: {what}, {len(paths)} files of {size(_total(paths))}"))
     if not any(doomed.values()):
         print("nothing to remove")
         return
@@ -99,12 +103,13 @@ def clean(runs: Sequence[Path], is_all: bool, is_sure: bool) -> None:
         print("nothing was removed")
         return
     for run, paths in doomed.items():
+        still = set(removable(run, is_all))  # somebody may have begun to train in it, or changed a file
         with files.writing(run):
-            _remove(run, paths)
+            _remove(run, [path for path in paths if path in still])
     print("removed")
-    for run in runs:
-        if run.exists() and is_all:
-            print(f"{run} keeps what the run has not made: {', '.join(sorted(path.name for path in run.iterdir()))}")
+    for run in doomed:
+        if is_all and run.exists() and (kept := sorted(path.name for path in run.iterdir())):
+            print(printable(f"{run} keeps what the run has not made: {', '.join(kept)}"))
 
 
 def _remove(run: Path, paths: Sequence[Path]) -> None:
@@ -113,7 +118,7 @@ def _remove(run: Path, paths: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
     for parent in sorted({p for path in paths for p in path.parents if run in (p, *p.parents)}, reverse=True):
         if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+            parent.resolve().rmdir()  # a run that is called "." too
 
 
 def _agreed() -> bool:
@@ -127,7 +132,14 @@ def _row(found: Found) -> tuple[str, ...]:
     score = f"{standing.best.score:.3f} @ {standing.best.step}" if standing.best else "-"
     when = datetime.fromtimestamp(found.changed).strftime("%Y-%m-%d %H:%M")
     steps = f"{standing.num_steps}/{standing.planned}"
-    return str(standing.folder), standing.state, steps, score, size(found.num_bytes), when
+    return (
+        printable(str(standing.folder)).replace("\n", "\ufffd"),
+        standing.state,
+        steps,
+        score,
+        size(found.num_bytes),
+        when,
+    )
 
 
 def _changed(run: Path) -> float:
@@ -135,4 +147,9 @@ def _changed(run: Path) -> float:
 
 
 def _total(paths: Iterator[Path] | Sequence[Path]) -> int:
-    return sum(path.lstat().st_size for path in paths if path.is_file() and not path.is_symlink())
+    found = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # it has just been removed
+            status = path.lstat()
+            found += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return found

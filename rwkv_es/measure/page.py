@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es import __version__
+from rwkv_es.config.file import is_run_folder
 from rwkv_es.errors import ConfigError
 from rwkv_es.measure.glossary import metric
 from rwkv_es.measure.reading import run_data
@@ -46,8 +47,9 @@ def write_report(folders: Path | Sequence[Path], out: Path | None = None) -> Pat
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if out is None:
         out = folders[0] / "report.html"
+    if is_run_folder(str(out.parent)):
         text = page(folders)
-        with making(folders[0], [out]), files.writing(out):
+        with making(out.parent, [out]), files.writing(out):
             files.replace(out, text)
         return out
     if os.path.lexists(out) and not _is_ours(out):
@@ -88,7 +90,7 @@ def as_json(data: Any) -> str:
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """Return short names of folders, each its own."""
-    paths = [folder.resolve() for folder in folders]
+    paths = [Path(os.path.realpath(folder)) for folder in folders]
     depth = next((n for n in range(1, 20) if len({path.parts[-n:] for path in paths}) == len(paths)), 1)
     return ["/".join(path.parts[-depth:]) for path in paths]
 

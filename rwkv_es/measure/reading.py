@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_es.config.options import PROVENANCE
-from rwkv_es.measure.curve import is_finite
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import HELD_OUT, Best, best_weights, held_out, read_metrics
-from rwkv_es.system.files import read_sound_lines
+from rwkv_es.system.files import is_count, is_finite, read_sound_lines
 from rwkv_es.system.lock import holder
 
 MOST_ROWS = 4000  # of metrics: longer runs are thinned, evaluations never
@@ -35,7 +34,7 @@ class Standing(NamedTuple):
     @property
     def planned(self) -> int:
         """The steps that the run is to take."""
-        return int(self.options.get("steps", 0))
+        return int(self.options["steps"])
 
 
 def standing_of(folder: Path, metrics: Sequence[Mapping[str, Any]] | None = None) -> Standing:
@@ -104,6 +103,7 @@ def thinned(rows: Sequence[Mapping[str, Any]], most: int = MOST_ROWS) -> list[in
 
 def chosen_samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield answers to show: of steps spread over the run, and of the first and last evaluations."""
+    rows = [row for row in rows if is_count(row.get("step", 0))]
     for kind_is_held_out, most in ((True, _MOST_EVALUATIONS), (False, _MOST_STEPS)):
         of_kind = [row for row in rows if (row.get("kind") == HELD_OUT) == kind_is_held_out]
         steps = spread(sorted({row.get("step", 0) for row in of_kind}), most)
@@ -111,7 +111,7 @@ def chosen_samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
             if row.get("step", 0) in steps:
                 texts = {key: str(row.get(key, ""))[:_MOST_CHARS] for key in ("prompt", "completion")}
                 reward = row.get("reward") if is_finite(row.get("reward")) else None
-                yield {"step": row.get("step", 0), "kind": row.get("kind", "middle"), "reward": reward, **texts}
+                yield {"step": row.get("step", 0), "kind": str(row.get("kind", "middle")), "reward": reward, **texts}
 
 
 def spread(values: Sequence[int], most: int) -> set[int]:

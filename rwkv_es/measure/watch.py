@@ -10,6 +10,7 @@ from rwkv_es.measure.console import held_out_line, step_line
 from rwkv_es.measure.curve import curve, series
 from rwkv_es.measure.reading import Standing, standing_of
 from rwkv_es.run.ledger import read_metrics
+from rwkv_es.system.texts import printable
 
 LOOK_S = 1.0
 _NUM_BEFORE = 3  # lines of what has been already, where there is no terminal
@@ -43,7 +44,7 @@ def watch(folder: Path) -> None:
         _watch_terminal(folder)
     else:
         _print_lines(folder, standing)
-    print(ending(standing_of(folder)))
+    print(printable(ending(standing_of(folder))))
 
 
 def ending(standing: Standing) -> str:
@@ -55,12 +56,12 @@ def ending(standing: Standing) -> str:
 
 
 def line_of(row: Mapping[str, Any], planned: int) -> str:
-    """Return a line of metrics.jsonl as the run prints it; "" for one that lacks numbers, of an earlier release."""
+    """Return a line of metrics.jsonl as the run prints it; "" for one that lacks numbers, of an earlier release say."""
     try:
         if "eval/reward" in row:
             return held_out_line(row["step"], dict(row))
         return step_line(planned, row["step"] - 1, dict(row))
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ArithmeticError):
         return ""
 
 
@@ -117,7 +118,9 @@ def screen(standing: Standing, rows: Sequence[Mapping[str, Any]], width: int) ->
     bar = ProgressBar(total=max(standing.planned, 1), completed=standing.num_steps, width=min(40, width - 4))
     head = Table.grid(padding=(0, 2))
     head.add_row(bar, f"step {standing.num_steps} of {standing.planned}", time_left(standing, rows))
-    title = f"{standing.folder} · {standing.options.get('task', '')} · {standing.state}"
+    title = Text(
+        printable(f"{standing.folder} · {standing.options.get('task', '')} · {standing.state}").replace("\n", " ")
+    )
     return Group(
         Panel(Group(head, Text(""), numbers), title=title, width=width), Columns(charts) if is_wide else Group(*charts)
     )

@@ -12,6 +12,7 @@ from rwkv_es.errors import own_traceback
 from rwkv_es.reward.adapters import Answer, load_scorer, parse_rewards, scorer_of
 from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.values import number
+from rwkv_es.system.texts import printable
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task
 
@@ -37,7 +38,7 @@ def check_reward(config: Config, answered: Callable[[Task, list[Problem]], list[
             for title, texts in _tried(problems, place, sampled[place]):
                 answers = [Answer(problem, text, []) for text in texts]
                 print(f"  {title}:")
-                print("\n".join(score_shown(task, part.reference, config.reward_signature, answers)))
+                print(printable("\n".join(score_shown(task, part.reference, config.reward_signature, answers))))
     if answered is None:
         print("\nwith --model a model answers too")
 
@@ -97,7 +98,9 @@ def score_shown(task: Task, reference: str, signature: str, answers: Sequence[An
             scorer = scorer_of(recorded(load_function(reference), calls), task, signature, reference)
         outcomes = scorer.score(answers)
         values = [number(outcome.value) for outcome in outcomes]
-    except Exception as error:  # noqa: BLE001  the user's own code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  the user's own code, which may also call sys.exit
         return [*(f"  {call}" for call in calls[-1:]), *(f"    {line}" for line in own_traceback(error).splitlines())]
     took = perf_counter() - began
     lines = [f"  {call}" for call in calls[:1]] if scorer.compares else []

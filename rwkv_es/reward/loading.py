@@ -117,5 +117,5 @@ def _import(where: str, reference: str) -> Any:
         if folder not in sys.path:
             sys.path.insert(0, folder)  # its neighbours, as for a script
         return import_file(Path(where))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # as a script of argparse does
         raise RewardError(f"the reward {reference!r} cannot be imported: {cause(error)}") from error

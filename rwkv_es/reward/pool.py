@@ -16,6 +16,7 @@ from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.process import Worker
 from rwkv_es.reward.sheet import TRIES, Group, Scores, Sheet
 from rwkv_es.reward.worker import Scoring, load, score_together
+from rwkv_es.system.texts import printable
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem
 
@@ -151,7 +152,7 @@ class RewardPool:
         if (scores is None or scores.causes) and not self.has_spoken:
             self.has_spoken = True
             if scores is not None:
-                shown = indent(scores.first_error, "  ")
+                shown = indent(printable(scores.first_error), "  ")
                 print(
                     f"rwkv-es: the reward failed on {len(scores.causes)} of {len(scores.rewards)} answers, which count "
                     f"as 0 (reported once; reward_errors counts on); the first time:\n{shown}",

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from rwkv_es.system.texts import printable
+
 LINES, PERIOD_S = 20, 10.0  # so many lines in such a time; of the others the number is shown
 MAX_LINE_BYTES = 300
 _CHUNK_BYTES = 1 << 16
@@ -47,4 +49,4 @@ class Prints:
             self._num_left_out += len(lines[room:])
 
     def _write(self, line: str) -> None:
-        print(f"reward: {line}", file=sys.stderr, flush=True)
+        print(f"reward: {printable(line)}", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from rwkv_es.config.options import FIELDS, PROVENANCE, Config, with_todays_names
 from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import Tokenizer
+from rwkv_es.system import files
 from rwkv_es.task.task import Generated, Problem, Task
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.
@@ -178,7 +179,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-        return {**with_todays_names(values), PROVENANCE: dict(values[PROVENANCE])}
+        found = {
+            "steps": default_of(FIELDS["steps"]),
+            **with_todays_names(values),
+            PROVENANCE: dict(values[PROVENANCE]),
+        }
+        counts = (found["steps"], *(found[PROVENANCE].get(key) or 0 for key in (FORKED_AT, BEST_SINCE)))
+        if not all(map(files.is_count, counts)):
+            raise ValueError(f"{counts} are no numbers of steps")
+        return found
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder} holds no run (no config.yaml); name the folder of a training run") from None
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):

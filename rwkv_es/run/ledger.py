@@ -213,15 +213,21 @@ class Ledger:
     def _is_kept(self, row: Mapping[str, Any]) -> bool:
         """Say whether a line belongs to a step that is taken; an evaluation of changed problems is made again."""
         step = row.get("step", 0)
+        if not files.is_count(step):
+            return True  # a damaged line
         return 0 < self.next_step >= step and not (
             self.changed and step == self.next_step and {"eval/reward", "held_out_reward"} & row.keys()
         )
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's scalars, under today's names: those of an evaluation once began with held_out_."""
+    """Read a run's finite scalars, under today's names: those of an evaluation once began with held_out_."""
     rows = files.read_sound_lines(folder / "metrics.jsonl")
-    return [{re.sub("^held_out_", "eval/", name): value for name, value in row.items()} for row in rows]
+    return [
+        {re.sub("^held_out_", "eval/", name): value for name, value in row.items() if files.is_finite(value)}
+        for row in rows
+        if files.is_count(row.get("step", 0))
+    ]
 
 
 def held_out(folder: Path, step: int) -> float | None:

@@ -35,7 +35,7 @@ def making(folder: Path, paths: Sequence[Path]) -> Iterator[None]:
     with files.writing(folder / _FILE):
         _note(folder, {**noted, **{path.name: _UNFINISHED for path in paths}})
     yield
-    others = {name: found for name, found in noted.items() if name not in {path.name for path in paths}}
+    others = {name: found for name, found in _noted(folder).items() if name not in {path.name for path in paths}}
     with files.writing(folder / _FILE):
         _note(folder, {**others, **{path.name: _print(path) for path in paths if path.exists()}})
 
@@ -51,7 +51,7 @@ def _noted(folder: Path) -> dict[str, str]:
         return {path.name: _print(path) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
     try:
         found = json.loads((folder / _FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

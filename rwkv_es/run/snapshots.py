@@ -128,7 +128,7 @@ def named_best(folder: Path) -> Best | None:
     try:
         named = json.loads((folder / "snapshots" / "best.json").read_bytes())
         return Best(int(named["step"]), float(named["score"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -176,7 +176,7 @@ def _check_files(path: Path, step: int) -> None:
         meta = json.loads((path / "meta.json").read_bytes())
         changed = [name for name in _FILES if checkpoint.sha256(path / name) != meta["sha256"][name]]
         changed += ["meta.json"] if meta.pop("seal") != _seal(meta) or meta["step"] != step else []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{path} is incomplete or damaged ({type(error).__name__})") from None
     if changed:
         raise CheckpointError(f"{path / changed[0]} is not what was written: its sha256 is different")

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,16 @@ def keep_lines_(path: Path, is_kept: Callable[[Mapping[str, Any]], bool]) -> Non
     if len(kept) < len(lines) or tail:
         with writing(path):
             _replace(path, b"".join(text + b"\n" for text in kept))
+
+
+def is_finite(value: Any) -> bool:
+    """Say whether something that a file holds is a number to calculate with: not infinite, nor beyond a float."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def is_count(value: Any) -> bool:
+    """Say whether something that a file holds is a number of steps."""
+    return type(value) is int and 0 <= value < 1 << 53
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -130,7 +141,7 @@ def writing(path: Path) -> Iterator[None]:
 def _parse(text: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

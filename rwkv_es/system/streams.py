@@ -70,7 +70,9 @@ def _unfailing(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 def lost_output() -> str:
     """Return why a part of standard output is lost; "" if none is, or its reader has seen enough (`| head`)."""
-    stream = sys.stdout
+    stream: Any = sys.stdout
+    if stream is None or stream.closed:  # by a reward that was tried here
+        return ""
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
     error = raw.error if isinstance(raw, _Unfailing) else None

@@ -11,6 +11,7 @@ from rwkv_es.errors import ConfigError
 
 LARGEST = 256 << 20  # bytes of a text file, if nothing else is said
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0\0\xfe\xff": "UTF-32"}
+_COMMANDS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 _HOME = re.compile(r"(?:^|(?<=[,=]))~[^/,=:]*")
 
 
@@ -72,6 +73,11 @@ def _home(word: str) -> str:
     if home.startswith("~"):
         raise ConfigError(f"there is no home folder {word!r}; write the path out")
     return home
+
+
+def printable(text: str) -> str:
+    """Return a text without the characters by which programs command a terminal; line ends and tabs stay."""
+    return text.translate(_COMMANDS)
 
 
 def shown(value: Any) -> str:

@@ -168,7 +168,7 @@ def _import_path(spec: str) -> tuple[ModuleType, str]:
 def _run_import(spec: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"task {spec} cannot be imported: {cause(error)}") from error
 
 

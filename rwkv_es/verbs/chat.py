@@ -18,6 +18,7 @@ from rwkv_es.model.penalties import Penalties, penalties_of
 from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
+from rwkv_es.system.texts import printable
 from rwkv_es.task.templates import render, response_prefix, template_named
 
 TOKENS_AT_ONCE = 64  # of a text that is read; between them Ctrl-C is heard
@@ -25,7 +26,6 @@ MAX_NEW_TOKENS = 2000  # tokens of an answer
 TEMPLATE = "chat"
 NEXT_USER = "\n\nUser:"  # the model goes on to write the next question itself
 _GAPS = {"raw": "", "flower": "✿\n"}  # between an answer and the next turn; else an empty line
-_UNPRINTABLE = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}  # no terminal commands
 
 
 class Speaker(NamedTuple):
@@ -194,7 +194,7 @@ def _answer(conversation: Conversation, question: str) -> None:
     try:
         with interruptible() as is_stopped:
             for piece in conversation.reply(question, is_stopped):
-                print(piece.translate(_UNPRINTABLE), end="", flush=True)
+                print(printable(piece), end="", flush=True)
         print(flush=True)
     except ConfigError as error:
         print(f"rwkv-es: {error}", file=sys.stderr)

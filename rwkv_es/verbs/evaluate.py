@@ -1,6 +1,7 @@
 """`rwkv-es eval` and `rwkv-es generate`: answers of a checkpoint, with and without scores."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rwkv_es.session import (
     open_session,
 )
 from rwkv_es.system.files import append, refuse_existing
+from rwkv_es.system.texts import printable
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.drift import drift, with_base
 
@@ -134,7 +136,8 @@ def generate(config: Config) -> list[str]:
     session = open_session(config)
     problem = Problem(config.prompt, "")
     answers = answer(session, [problem], samples=config.samples)
-    print("\n\n".join(answers.texts))
+    text = "\n\n".join(answers.texts)
+    print(printable(text) if sys.stdout.isatty() else text)
     watch_unperturbed(count(answers), session.base_path.name)
     return answers.texts
 

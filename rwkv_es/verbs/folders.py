@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from rwkv_es.system.texts import expanded
+from rwkv_es.system.texts import expanded, printable
 
 SEVERAL = Path("report.html")  # the page about several runs
 
@@ -38,4 +38,4 @@ def about_folders(verb: str, given: Namespace) -> None:
     from rwkv_es.measure.page import write_report
 
     out = Path(expanded(given.out)) if given.out else SEVERAL if len(runs) > 1 else None
-    print(f"wrote {write_report(runs, out)}")
+    print(printable(f"wrote {write_report(runs, out)}"))

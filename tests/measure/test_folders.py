@@ -100,3 +100,53 @@ def test_links_are_not_followed(made, tmp_path):
     (made / "snapshots" / "step-000001" / "model.pth").symlink_to(other)
     assert main(["clean", str(made), "--all", "--yes"]) == 0
     assert other.read_text() == "precious"
+
+
+def test_what_lies_behind_links_is_never_removed(made, tmp_path):
+    other = shutil.copytree(made, tmp_path / "other")
+    (made / "snapshots" / "mine").mkdir()
+    (made / "snapshots" / "mine" / "model.pth").write_text("mine")
+    shutil.rmtree(made / "snapshots" / "step-000001", ignore_errors=True)
+    (made / "snapshots" / "step-000001").symlink_to(other / "snapshots" / "step-000001")
+    (made / "snapshots" / "step-000009").symlink_to("mine")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.out.tfevents.1").write_text("of another run")
+    shutil.rmtree(made / "tensorboard", ignore_errors=True)
+    (made / "tensorboard").symlink_to(tmp_path / "events")
+    before = files_in(other)
+    assert main(["clean", str(made), "--all", "--yes"]) == 0
+    assert files_in(other) == before and (tmp_path / "events" / "events.out.tfevents.1").exists()
+    assert files_in(made) == {"snapshots/mine/model.pth"}
+
+
+@pytest.mark.parametrize("config", ["model: my own\n", "", "made_with: me\n", "[" * 2000, "\0"])
+def test_a_folder_whose_config_no_run_has_written_keeps_its_files(tmp_path, config, capsys):
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "ledger.jsonl").write_text('{"paid": 5}\n')
+    assert main(["clean", str(tmp_path), "--all", "--yes"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    assert files_in(tmp_path) == {"config.yaml", "ledger.jsonl"}
+
+
+def test_a_training_that_begins_while_somebody_is_asked_keeps_its_files(made, monkeypatch, capsys):
+    locks = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: locks.append(Lock(made)) or "y")
+    before = files_in(made)
+    assert main(["clean", str(made), "--all"]) == 2
+    locks[0].release()
+    assert "is training in" in capsys.readouterr().err and files_in(made) == before
+
+
+def test_the_folder_where_one_stands_may_be_removed_under_several_names(made, monkeypatch):
+    monkeypatch.chdir(made)
+    assert main(["clean", ".", str(made), "--all", "--yes"]) == 0
+    assert not made.exists()
+
+
+def test_names_of_folders_command_no_terminal(tmp_path, capsys):
+    folder = write_run(tmp_path / "a\x1b[2J\x9b31m", rising(2))
+    for command in (["runs", str(tmp_path)], ["watch", str(folder)], ["report", str(folder)], ["clean", str(folder)]):
+        assert main(command) in (0, 2)
+        said = "".join(capsys.readouterr())
+        assert "a\ufffd[2J\ufffd31m" in said and not {"\x1b", "\x9b"} & set(said)
