@@ -73,3 +73,18 @@ def test_a_long_message_is_cut(functions):
 def test_an_error_that_was_never_raised_has_no_line():
     assert cause(KeyError("a")) == "KeyError: 'a'"
     assert cause(SystemExit(3)) == "SystemExit: 3"
+
+
+class Group(Exception):
+    """As ExceptionGroup, which Python 3.10 does not have."""
+
+    def __init__(self, *errors):
+        super().__init__("several")
+        self.exceptions = errors
+
+
+def test_of_a_group_of_errors_the_first_one_is_named_with_its_line(functions):
+    with pytest.raises(NameError) as caught:
+        functions["name"]()
+    said = cause(Group(Group(caught.value), KeyError("x")))
+    assert said.startswith("NameError: name 'missing' is not defined (in: Group: several)") and "in name:" in said

@@ -165,3 +165,13 @@ def test_in_a_browser_runs_are_drawn_compared_and_searched_without_a_complaint_o
     assert browser.run(f"return {first}.querySelector('.read').textContent").startswith("time 1 s")
     assert browser.complaints() == []
     assert browser.requests(page) == [page.resolve().as_uri()]
+
+
+def test_a_page_asked_for_by_its_place_in_the_run_may_be_replaced_by_the_run(tmp_path):
+    folders = [write_run(tmp_path / name, rising(2)) for name in ("a", "b")]
+    write_report(folders[0], folders[0] / "report.html")
+    write_report(folders, folders[0] / "report.html")
+    write_report(folders[0])
+    (folders[0] / "report.html").write_text("mine")
+    with pytest.raises(ConfigError, match="not written by this run"):
+        write_report(folders[1], folders[0] / "report.html")

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from folders import rising, write_run
+from folders import OPTIONS, rising, write_run
 from jobs import arguments
 from rich.console import Console
 
@@ -75,3 +75,10 @@ def test_the_time_left_follows_from_the_last_steps(tmp_path):
     finally:
         lock.release()
     assert time_left(standing_of(folder), read_metrics(folder)) == ""
+
+
+def test_names_are_no_markup(tmp_path):
+    folder = write_run(tmp_path / "[red]run[bold", rising(2), options=OPTIONS.replace("copy & paste", '"[/red]x"'))
+    console = Console(width=200, file=io.StringIO(), force_terminal=False)
+    console.print(screen(standing_of(folder), read_metrics(folder), 200))
+    assert "[red]run[bold · [/red]x · stopped" in console.file.getvalue()

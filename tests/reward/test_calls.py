@@ -75,3 +75,19 @@ def test_a_model_answers_too_if_one_is_named(capsys):
 def test_what_is_missing_is_one_sentence(argv, capsys):
     assert main(argv) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("raised", ["SystemExit('gone')", "GeneratorExit", "ValueError('a\\x1b[2J')"])
+def test_what_a_reward_raises_is_shown_whatever_it_is(raised, capsys, tmp_path):
+    (tmp_path / "rewards.py").write_text(f"def score(completion, answer):\n    raise {raised}\n")
+    assert check("score") == 0
+    said = capsys.readouterr().out
+    assert "rewards.py" in said and "problem 3" not in said and said.count("problem 2") == 1 and "\x1b" not in said
+
+
+def test_a_file_that_ends_the_program_when_it_is_imported_is_named(capsys, tmp_path):
+    (tmp_path / "rewards.py").write_text("import argparse\nparser = argparse.ArgumentParser()\nparser.exit(3)\n")
+    assert check("score") == 2
+    assert "cannot be imported: SystemExit: 3 (rewards.py, line 3" in capsys.readouterr().err
+    assert main(["tasks", "show", "./rewards.py"]) == 2
+    assert "cannot be imported: SystemExit: 3 (rewards.py, line 3" in capsys.readouterr().err

@@ -93,3 +93,9 @@ def test_of_processes_that_train_together_the_first_one_shows_them(code, capsys,
     monkeypatch.setenv("RANK", rank)
     assert score(code, "score", ["1"]).rewards == [1.0]
     assert ("reward: scoring 1" in shown(capsys, "scoring 1", 10.0 if is_shown else 0.3)) == is_shown
+
+
+def test_what_rewards_print_commands_no_terminal(capsys):
+    Prints().show([b"\x1b[2J\x1b]0;title\x07", "\x9b31m\tä\r".encode(), b"\xff\x00"])
+    said = capsys.readouterr().err
+    assert said == "reward: \ufffd[2J\ufffd]0;title\ufffd\nreward: \ufffd31m\tä\nreward: \\xff\ufffd\n"

@@ -45,3 +45,13 @@ def test_all_files_of_a_run_without_a_note_are_its_own(tmp_path):
     (tmp_path / "other.pth").write_text("put there since")
     with pytest.raises(ConfigError):
         write(tmp_path, "other.pth", "new")
+
+
+def test_what_another_process_notes_meanwhile_is_kept(tmp_path):
+    made.begin(tmp_path)
+    with made.making(tmp_path, [tmp_path / "m.pth"]):
+        (tmp_path / "m.pth").write_text("weights")
+        with made.making(tmp_path, [tmp_path / "report.html"]):
+            (tmp_path / "report.html").write_text("page")
+    with made.making(tmp_path, [tmp_path / "report.html", tmp_path / "m.pth"]):
+        pass
