@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from rwkv_es.es.strategy import ES
     from rwkv_es.model.sampler import SamplingParams
     from rwkv_es.pretrained.load import load_model
+    from rwkv_es.system.errors import RwkvEsError
     from rwkv_es.task import Problem
 
 __version__ = "0.1.0"
 __all__ = [
     "ES",
     "Problem",
+    "RwkvEsError",
     "SamplingParams",
     "__version__",
     "evaluate",
@@ -36,6 +38,7 @@ __all__ = [
 _PLACES = {
     "ES": "rwkv_es.es.strategy",
     "Problem": "rwkv_es.task",
+    "RwkvEsError": "rwkv_es.system.errors",
     "SamplingParams": "rwkv_es.model.sampler",
     "generate": "rwkv_es.engine.generate",
     "load_model": "rwkv_es.pretrained.load",

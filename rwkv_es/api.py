@@ -12,10 +12,10 @@ import torch
 
 from rwkv_es.config.file import is_run_folder
 from rwkv_es.config.options import OPTIONS, Config, build
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
 from rwkv_es.run.weights import weights_of
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs import evaluate as evaluation

@@ -23,9 +23,9 @@ from rwkv_es.config.flags import (
 )
 from rwkv_es.config.option import at_home, nearest
 from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
-from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.model.batch import choose_blas_mode
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
+from rwkv_es.system.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.system.streams import lost_output, make_unfailing
 from rwkv_es.system.texts import expanded, printable
 

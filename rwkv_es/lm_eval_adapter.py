@@ -19,11 +19,11 @@ from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import MULTIPLES, say_advice
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
+from rwkv_es.system.errors import ConfigError
 
 MAX_NEW_TOKENS = 256  # tokens, if a task does not set it: the harness's own default
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts

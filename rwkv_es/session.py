@@ -19,7 +19,6 @@ from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.environment.episodes import NO_EPISODES, Episode, Episodes, Turn, begun, with_episodes
 from rwkv_es.environment.parts import Part, grouping, part_of_task, text_of
 from rwkv_es.environment.pool import Environments, environments_of
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
 from rwkv_es.model.sampler import SamplingParams
@@ -30,6 +29,7 @@ from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks, overlap
 from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, template_of
 from rwkv_es.task.task import PART, Problem, Task

@@ -11,7 +11,7 @@ from models import make_model, random_tokens
 from places import ROOT
 
 import rwkv_es
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 TOKENIZER = str(ROOT / "rwkv_es" / "tiny" / "rwkv7-tiny.tokenizer.json")
 

@@ -13,7 +13,7 @@ import yaml
 from rwkv_es import __version__
 from rwkv_es.cli import VERBS, main
 from rwkv_es.config.options import OPTIONS, Config
-from rwkv_es.errors import CheckpointError
+from rwkv_es.system.errors import CheckpointError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rwkv_es.cli import main
-from rwkv_es.errors import in_plain_words
+from rwkv_es.system.errors import in_plain_words
 
 
 class OutOfMemoryError(RuntimeError):

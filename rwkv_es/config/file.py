@@ -10,7 +10,7 @@ from typing import Any
 
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, FORMER, PROVENANCE, Config, model_name, to_dict, with_todays_names
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import expanded, read_text
 
 RUN_CONFIG = "config.yaml"

@@ -12,7 +12,7 @@ from rwkv_es.config.file import RECIPES
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
 from rwkv_es.config.options import FORMER, OPTIONS
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 VERBS = {
     "train": "fine-tune a checkpoint on a task's reward",

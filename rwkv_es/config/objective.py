@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 SAMPLES = {"mean": "mean", "outcome": "mean", "pass": "pass", "maj": "maj"}  # which reward of the samples counts
 LOGPROB = "logprob"

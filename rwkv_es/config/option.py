@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, field
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import all_expanded, expanded, shown
 
 # Whether an option may change when a run continues: "free": it never changes the weights; "fork": only in a fork,

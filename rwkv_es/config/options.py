@@ -19,7 +19,7 @@ from rwkv_es.config.groups import (
 )
 from rwkv_es.config.objective import objective_of
 from rwkv_es.config.option import MOST_ANSWERS, check, convert, nearest
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 PROVENANCE = "made_with"  # the key of a run folder's config.yaml that is no option: versions and the base checkpoint
 

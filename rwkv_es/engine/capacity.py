@@ -6,8 +6,8 @@ import torch
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.memory import DEFAULT_SLOTS, SLOTS_AT_ONCE, Load, most_slots, targets_of
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
+from rwkv_es.system.errors import ConfigError
 
 _MARGIN = 0.95  # of what is free: graphs and the libraries' workspaces take some
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}

@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 from rwkv_es.config.option import MOST_NEW, MOST_SAMPLES
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import Stops
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import MULTIPLES, padded
 from rwkv_es.model.sampler import SamplingParams
+from rwkv_es.system.errors import ConfigError
 
 
 class GenerationConfig(NamedTuple):

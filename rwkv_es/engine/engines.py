@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rwkv_es.cpu import engine as cpu
 from rwkv_es.engine.decoding import GenerationConfig
-from rwkv_es.errors import ConfigError
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu import trial as gpu_trial
 from rwkv_es.model import forward as torch_engine
@@ -17,6 +16,7 @@ from rwkv_es.model.batch import Verdict, examine
 from rwkv_es.model.forward import Model, State
 from rwkv_es.model.layout import Arch
 from rwkv_es.model.weights import Factors, Weights
+from rwkv_es.system.errors import ConfigError
 
 _SAID: set[str] = set()  # on stderr
 _NEEDS = {

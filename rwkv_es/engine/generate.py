@@ -10,11 +10,11 @@ from rwkv_es.engine.engines import examined
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import BASE, Factors, Members
 from rwkv_es.pretrained.tokenizer import Tokenizer
+from rwkv_es.system.errors import ConfigError
 
 _multiples: dict[tuple[object, ...], int] = {}  # of rows, by all that they follow from
 

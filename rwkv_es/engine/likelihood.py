@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.engines import Engine, engine_of
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.weights import Factors, Weights
+from rwkv_es.system.errors import ConfigError
 
 NOT_FINITE = (
     "the model's logits are not finite: its weights are damaged or overflow; try --dtype fp32, or another checkpoint"

@@ -20,12 +20,12 @@ from rwkv_es.engine.engines import Engine, engine_of
 from rwkv_es.engine.memory import most_under_way
 from rwkv_es.engine.scheduler import Admission, Move, Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
-from rwkv_es.errors import ConfigError
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.penalties import penalties_of
 from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
+from rwkv_es.system.errors import ConfigError
 
 FEW_ROWS = 16  # measured: from some 32 rows on, reading token by token, all rows together, is as fast
 MOST_AHEAD = 256  # tokens

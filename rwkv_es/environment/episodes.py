@@ -11,9 +11,9 @@ from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import cut
 from rwkv_es.environment.play import Said
 from rwkv_es.environment.pool import Environments
-from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.task import Problem
 from rwkv_es.task.templates import without_blank_lines
 from rwkv_es.task.turns import Setting

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from rwkv_es.environment.play import Said, failed, play
-from rwkv_es.errors import RwkvEsError, cause
 from rwkv_es.reward.sheet import TRIES
+from rwkv_es.system.errors import RwkvEsError, cause
 from rwkv_es.system.isolation import adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks

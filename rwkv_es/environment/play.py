@@ -8,8 +8,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from rwkv_es.errors import cause
 from rwkv_es.reward.values import awaited, number
+from rwkv_es.system.errors import cause
 from rwkv_es.task.task import Problem
 from rwkv_es.task.turns import Done, Reply
 

@@ -14,7 +14,7 @@ from typing import Any
 from rwkv_es.config.options import Config
 from rwkv_es.environment.host import Ask, Staging, serve
 from rwkv_es.environment.play import Game, Said
-from rwkv_es.errors import RewardError
+from rwkv_es.system.errors import RewardError
 from rwkv_es.system.isolation import end_processes
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.task.turns import Limits

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
 from rwkv_es.es.schedule import decay
 from rwkv_es.es.update import Rule, Updater, checksum
@@ -24,6 +23,7 @@ from rwkv_es.model.weights import Members
 from rwkv_es.noise.factors import Noise, StepNoise
 from rwkv_es.noise.targets import select
 from rwkv_es.pretrained.checkpoint import Params
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
 OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")

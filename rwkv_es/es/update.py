@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.masters import Exact, Masters
 from rwkv_es.model import int8
 from rwkv_es.model.forward import Model
@@ -18,6 +17,7 @@ from rwkv_es.model.int8 import row_blocks
 from rwkv_es.noise.factors import WHOLE, StepNoise, gpu_kernels, hash_key, philox
 from rwkv_es.noise.lowrank import weighted_sum, weighted_sum_in_parts
 from rwkv_es.pretrained.checkpoint import Params
+from rwkv_es.system.errors import ConfigError
 
 try:
     from rwkv_es.noise.rounding import round_to_bf16

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rwkv_es.config.file import is_run_folder
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure.reading import Standing, standing_of
 from rwkv_es.run.identity import made_by_a_run
 from rwkv_es.run.made import is_unchanged
 from rwkv_es.run.snapshots import SNAPSHOT_FILES, best, snapshot_steps
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.lock import holder
 from rwkv_es.system.texts import printable, size
 

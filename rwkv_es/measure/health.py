@@ -6,12 +6,12 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.references import Reading
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.model.weights import Members
 from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
 from rwkv_es.session import Answers
+from rwkv_es.system.errors import ConfigError
 
 NUM_WITHOUT_SIGNAL = 3  # steps in a row, after which something is amiss
 MOST_BROKEN = 0.5  # of a step's answers may end because the logits are not finite

@@ -10,11 +10,11 @@ from typing import Any
 
 from rwkv_es import __version__
 from rwkv_es.config.file import is_run_folder
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure.glossary import metric
 from rwkv_es.measure.reading import run_data
 from rwkv_es.run.made import making
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 
 _MARK = b'<meta name="generator" content="rwkv-es report">'  # by it a page is known as one that may be replaced
 _HERE = Path(__file__).parent

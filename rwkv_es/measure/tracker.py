@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure.glossary import grouped
+from rwkv_es.system.errors import ConfigError
 
 MAX_REASON_CHARS = 300
 _NAME_OF_A_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "clearml": "task_name"}

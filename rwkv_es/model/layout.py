@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rwkv_es.errors import CheckpointError
+from rwkv_es.system.errors import CheckpointError
 
 if TYPE_CHECKING:  # sizes are asked for before torch is loaded
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 _MATRICES = ("receptance.weight", "key.weight", "value.weight", "output.weight")
 _LOW_RANK = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")

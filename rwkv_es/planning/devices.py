@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rwkv_es.config.options import nearest
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 _OF_PEAK_FLOPS, _OF_PEAK_BANDWIDTH = 0.8, 0.9
 _MIB = 1 << 20

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.planning.plan import Disk, Plan, alternatives, disk_of, make_plan
 from rwkv_es.planning.text import size
+from rwkv_es.system.errors import ConfigError
 
 _HOPELESS = 4  # times the memory that is free: no prediction is so wrong
 _BYTES_PER_ANSWER = 1000  # that a step asks for: what the host keeps of it

@@ -237,7 +237,7 @@ def _times(header: Header, targets: dict[str, Target], load: Load, asked: Worklo
 
 
 def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Workload, device: Device) -> Device:
-    from rwkv_es.errors import ConfigError
+    from rwkv_es.system.errors import ConfigError
 
     if device.kind != "cpu":
         raise ConfigError("measure times this machine's CPU; leave it out for GPUs, or add --device cpu")

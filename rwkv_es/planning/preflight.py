@@ -9,10 +9,10 @@ from typing import NamedTuple
 from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.engine.stops import cut
-from rwkv_es.errors import ConfigError, TaskError
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.session import Session, encode_prompt, part_of, reference
+from rwkv_es.system.errors import ConfigError, TaskError
 from rwkv_es.task.task import SPLITS, Problem
 
 NUM_GOLD = 32  # gold answers of a split that are scored before a training run: each may take its whole time limit

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rwkv_es.errors import CheckpointError
 from rwkv_es.model.layout import STATE, Arch, Params, check_shapes, infer, refuse_other_models
 from rwkv_es.pretrained.formats import check_archive, kind_of
 from rwkv_es.pretrained.header import check_names
 from rwkv_es.pretrained.header import resolve as resolve  # noqa: PLC0414 - callers know it by this module
+from rwkv_es.system.errors import CheckpointError
 from rwkv_es.system.files import sync
 from rwkv_es.system.texts import shown
 

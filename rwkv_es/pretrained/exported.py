@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import json_beside
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.system.files import writing
 
 _SUFFIXES = (".pth", ".safetensors")

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-from rwkv_es.errors import CheckpointError
+from rwkv_es.system.errors import CheckpointError
 from rwkv_es.system.texts import shown
 
 LARGEST_PICKLE = 8 << 20  # bytes that describe a model's tensors: a few hundred each

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.layout import HEAD_SIZE, Arch, check_shapes, infer, refuse_other_models
 from rwkv_es.pretrained.formats import check_archive, kind_of
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.system.texts import shown
 
 LARGEST_HEADER = 1 << 26  # bytes: names and shapes of a model of a few thousand tensors take less than one

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.pretrained.checkpoint import Arch, Params, load, load_state
 from rwkv_es.pretrained.header import resolve
 from rwkv_es.pretrained.tokenizer import Tokenizer, load_tokenizer
+from rwkv_es.system.errors import ConfigError
 
 _ROUNDED = (
     "rwkv-es: {} is in fp16 and is held in bf16 on a GPU, rounded from 11 bits to 8; --dtype fp32 keeps them all, in "

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_es.config.options import model_name
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.pretrained.header import read_header
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.system.texts import read_text
 
 END_ID = 0  # end of document, in World as in every vocabulary that is accepted here

@@ -7,9 +7,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.loading import FORMS, form_of, load_function
 from rwkv_es.reward.values import awaited, listed, metric, number
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task.task import Problem, Task
 
 SIGNATURES = ("auto", *FORMS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from rwkv_es.errors import RewardError
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task.task import Problem
 
 USUAL_CHARS = 4000

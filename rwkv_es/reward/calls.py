@@ -8,10 +8,10 @@ from time import perf_counter
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import own_traceback
 from rwkv_es.reward.adapters import Answer, load_scorer, parse_rewards, scorer_of
 from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.values import number
+from rwkv_es.system.errors import own_traceback
 from rwkv_es.system.texts import printable
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task

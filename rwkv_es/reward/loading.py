@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import RewardError, cause
 from rwkv_es.reward import builtin
+from rwkv_es.system.errors import RewardError, cause
 from rwkv_es.task.users import import_file
 
 FORMS = ("task", "plain", "trl", "trl_messages", "verl")

@@ -10,12 +10,12 @@ from multiprocessing import connection
 from textwrap import indent
 from types import TracebackType
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.process import Worker
 from rwkv_es.reward.sheet import TRIES, Group, Scores, Sheet
 from rwkv_es.reward.worker import Scoring, load, score_together
+from rwkv_es.system.errors import RewardError
 from rwkv_es.system.texts import printable
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection, get_context
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.worker import Result, Scoring, serve
+from rwkv_es.system.errors import RewardError
 from rwkv_es.system.isolation import end_processes
 
 STARTUP_S = 60.0

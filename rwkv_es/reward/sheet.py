@@ -6,10 +6,10 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.process import Unit
 from rwkv_es.reward.worker import NO_LOGS, Result
+from rwkv_es.system.errors import RewardError
 
 TRIES = 3  # with an answer whose worker ends, and with workers that are killed before they are ready
 MIN_ITEMS_FOR_LIMIT = 16

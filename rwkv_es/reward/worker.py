@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rwkv_es.errors import RwkvEsError, cause, own_traceback
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
+from rwkv_es.system.errors import RwkvEsError, cause, own_traceback
 from rwkv_es.system.isolation import MEMORY_BYTES, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks

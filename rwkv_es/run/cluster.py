@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from rwkv_es import __version__
-from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError
 from rwkv_es.pretrained.checkpoint import Params
 from rwkv_es.run.identity import BY_CONTENT, without_folders
 from rwkv_es.run.launcher import has_store, on_sigterm
+from rwkv_es.system.errors import ClusterError, ConfigError, RwkvEsError
 
 ANSWER_S = 5.0  # how long after a failure the others may take to report that they are alive
 TERMINATED_S = 3.0  # the same, when the launcher ends all

@@ -16,10 +16,10 @@ from rwkv_es import __version__
 from rwkv_es.config.file import parse_yaml
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config, with_todays_names
-from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.task import Generated, Problem, Task
 
 # Options that may differ when a run continues: they change what is watched or how fast, never the weights.

@@ -11,9 +11,9 @@ from datetime import timedelta
 import torch
 
 from rwkv_es.config.options import Config, to_dict
-from rwkv_es.errors import ClusterError, ConfigError, RwkvEsError, Terminated
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.launcher import LOST, has_store, is_mistake, on_sigterm, wait_to_be_ended
+from rwkv_es.system.errors import ClusterError, ConfigError, RwkvEsError, Terminated
 
 JOIN_S = 120.0  # how long processes wait at the start for all to be there
 STARTS_WITHOUT_STEP = 10  # so many in a row are started again by the launcher, not more

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import ClusterError, Terminated
+from rwkv_es.system.errors import ClusterError, Terminated
 
 LOST = 75  # exit code where a process was lost and the same command continues (EX_TEMPFAIL of sysexits.h)
 WATCH_S = 0.2  # how often a process looks whether its launcher lives

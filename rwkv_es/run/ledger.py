@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import PROVENANCE, model_name
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.run import made
@@ -36,6 +35,7 @@ from rwkv_es.run.snapshots import (
     snapshot_steps,
 )
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.lock import Lock
 
 HELD_OUT = "held out"  # samples of this kind come with the metrics of an evaluation, and are written before them

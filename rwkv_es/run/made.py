@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 
 _FILE = ".rwkv-es-made.json"
 _END = 1 << 20  # bytes at either end of a file that are looked at

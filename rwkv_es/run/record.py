@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 
 _LONGEST_LIST = 1024  # numbers of a step that are written as a list; more are packed
 _LARGEST_TABLE = 256

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from rwkv_es import __version__
-from rwkv_es.errors import CheckpointError
 from rwkv_es.es.update import checksum
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.system import files
+from rwkv_es.system.errors import CheckpointError
 
 _FILES = ("model.pth", "optimizer.pt")
 SNAPSHOT_FILES = (*_FILES, "meta.json")

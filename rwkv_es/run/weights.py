@@ -6,11 +6,11 @@ from typing import Any
 
 from rwkv_es.config.file import is_run_folder, load_file
 from rwkv_es.config.options import OPTIONS, PROVENANCE
-from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained.tokenizer import json_beside
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.snapshots import snapshot_steps
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import expanded
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]], flush: bool = False) -> None:

@@ -15,8 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 
 FILE = ".rwkv-es-lock.json"
 HEARTBEAT_S = 2.0

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 LARGEST = 256 << 20  # bytes of a text file, if nothing else is said
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\0\0\xfe\xff": "UTF-32"}

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task.held_out import HELD_OUT_YEARS, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 

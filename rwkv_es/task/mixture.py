@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task.task import PART, Generated, Problem, Task, load_task
 
 LONGEST_CYCLE = 100_000  # problems in which every part comes exactly as often as its weight says

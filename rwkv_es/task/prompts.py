@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import read_text
 from rwkv_es.task.task import SYSTEM, Problem, Task
 from rwkv_es.task.templates import render, response_prefix, template_named, unix_lines

@@ -18,7 +18,7 @@ from typing import Any
 
 import rwkv_es
 from rwkv_es.config.option import MOST_NEW
-from rwkv_es.errors import TaskError, cause
+from rwkv_es.system.errors import TaskError, cause
 from rwkv_es.task.templates import TEMPLATES
 from rwkv_es.task.turns import ONE_TURN, Limits, limits_of
 from rwkv_es.task.users import import_file

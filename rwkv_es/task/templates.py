@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 
 class Template(NamedTuple):

@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rwkv_es.config.option import MOST_NEW
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 
 MAX_TURNS = 16  # of a task that does not say
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine.likelihood import NOT_FINITE
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import Model, State, forward, logits, new_state, reset_rows_, unperturbed
 from rwkv_es.model.penalties import Penalties, penalties_of
 from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import printable
 from rwkv_es.task.templates import render, response_prefix, template_named
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import as_numbers, count
 from rwkv_es.planning.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
@@ -37,6 +36,7 @@ from rwkv_es.session import (
     open_session,
     warn_if_splits_overlap,
 )
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import SPLITS, Problem
 

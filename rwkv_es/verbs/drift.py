@@ -17,11 +17,11 @@ from rwkv_es.engine.engines import examined
 from rwkv_es.engine.likelihood import Text, chosen, predict
 from rwkv_es.engine.memory import DEFAULT_SLOTS
 from rwkv_es.engine.stops import make_stops
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.session import open_model
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import read_text
 
 CHUNK = 512  # tokens: every chunk is read from the start of a document, many at a time

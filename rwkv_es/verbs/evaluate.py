@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure import tables
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
@@ -26,6 +25,7 @@ from rwkv_es.session import (
     open_scorers,
     open_session,
 )
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.system.texts import printable
 from rwkv_es.task.task import Problem, Task

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from rwkv_es.config.options import PROVENANCE, Config
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import checksum
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.exported import export_params, files_of, refuse_replacing, refuse_suffix, refusing
@@ -16,6 +15,7 @@ from rwkv_es.run.ledger import best_weights, default_export
 from rwkv_es.run.made import making
 from rwkv_es.run.record import read_steps
 from rwkv_es.run.snapshots import Snapshot, latest_snapshot, read_snapshot
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 
 def export(config: Config) -> Path:

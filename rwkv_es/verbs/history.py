@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rwkv_es.config.options import PROVENANCE, Config, build
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.fitness import shape
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.es.update import checksum
@@ -20,6 +19,7 @@ from rwkv_es.run.record import chained, read_steps, unpacked
 from rwkv_es.run.snapshots import Snapshot, named_best, read_snapshot, save_snapshot, snapshot_steps
 from rwkv_es.session import open_model
 from rwkv_es.system import files
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 
 def replay(config: Config) -> None:

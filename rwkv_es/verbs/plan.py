@@ -4,10 +4,10 @@ import yaml
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config, to_dict
-from rwkv_es.errors import ConfigError
 from rwkv_es.planning.plan import make_plan
 from rwkv_es.planning.text import plan_lines
 from rwkv_es.reward.adapters import load_scorer
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks
 
 

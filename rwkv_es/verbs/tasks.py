@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import TaskError
 from rwkv_es.measure import tables
 from rwkv_es.reward.adapters import Answer, load_scorer
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of
 from rwkv_es.task.task import Problem, Task, list_tasks

@@ -14,7 +14,6 @@ from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config, to_dict
 from rwkv_es.engine.engines import examined
 from rwkv_es.engine.references import Reading
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.fitness import combine
 from rwkv_es.es.strategy import ES, Step, Update
 from rwkv_es.measure.console import readable, step_line
@@ -44,6 +43,7 @@ from rwkv_es.session import (
     steady,
     warn_if_splits_overlap,
 )
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
 from rwkv_es.task.task import Problem, Task

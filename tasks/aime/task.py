@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, datasets
 from rwkv_es.task.answers import final_part, last_boxed, last_number
 from rwkv_es.task.numbers import written_number

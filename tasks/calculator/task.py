@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Generated, Problem
 from rwkv_es.task.answers import last_tagged
 from rwkv_es.task.tools import tool_loop

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Generated, Problem
 from rwkv_es.task.answers import last_tagged as last_answer
 from rwkv_es.task.datasets import read_problems

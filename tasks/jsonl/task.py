@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import SYSTEM, Problem
 from rwkv_es.task.answers import answered_number, final_part, last_number
 from rwkv_es.task.datasets import QUESTION_FIELDS, fetch_rows, read_rows

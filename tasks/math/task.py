@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem
 from rwkv_es.task.answers import final_part, last_boxed
 from rwkv_es.task.datasets import read_problems

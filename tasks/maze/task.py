@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from zlib import crc32
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem
 
 VERSION = "1"

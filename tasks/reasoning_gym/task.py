@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.config.option import nearest
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.system.files import replace, writing
 from rwkv_es.task import Problem
 from rwkv_es.task.answers import final_part, last_tagged

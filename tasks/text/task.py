@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.system.texts import expanded, read_text
 from rwkv_es.task import Problem
 from rwkv_es.task.datasets import refuse_held_out

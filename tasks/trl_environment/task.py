@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rwkv_es.errors import TaskError
 from rwkv_es.reward.values import awaited
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem
 from rwkv_es.task.messages import Messages, asked, messages_of, wanted
 from rwkv_es.task.users import import_file

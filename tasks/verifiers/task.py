@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem
 from rwkv_es.task.messages import Messages, asked, messages_of, wanted
 from rwkv_es.task.users import import_file

@@ -9,7 +9,7 @@ from rwkv_es.cli import main
 from rwkv_es.config.file import load_file, run_folder
 from rwkv_es.config.flags import parse, verb_parser
 from rwkv_es.config.options import FIELDS, FORMER, build
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.task import load_task
 
 FORMER_TASK = """

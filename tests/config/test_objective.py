@@ -1,7 +1,7 @@
 import pytest
 
 from rwkv_es.config.objective import Objective, objective_of
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 
 @pytest.mark.parametrize(

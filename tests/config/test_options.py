@@ -9,7 +9,7 @@ import yaml
 
 from rwkv_es.config.file import load_file, run_folder
 from rwkv_es.config.options import OPTIONS, Config, build, model_name, to_dict
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 
 def test_defaults_are_valid_and_survive_a_round_trip_through_yaml():

@@ -12,11 +12,11 @@ from rwkv_es.cpu import engine as cpu
 from rwkv_es.cpu.kernels import exp_array
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.errors import ConfigError
 from rwkv_es.model import forward as torch_engine
 from rwkv_es.model.forward import draw_factors, forward, logits, new_state, perturb, reset_rows_, with_initial_state
 from rwkv_es.model.layers import announced
 from rwkv_es.model.weights import Weights
+from rwkv_es.system.errors import ConfigError
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])  # the kernels take four ranks at a time, then single ones

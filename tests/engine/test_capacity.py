@@ -4,7 +4,7 @@ from models import make_model
 
 from rwkv_es.config.options import Config
 from rwkv_es.engine import capacity
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 
 GB = 10**9
 

@@ -7,10 +7,10 @@ from rollouts import HOT, NEVER, PENALISED, V, requests_of
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import draw_factors
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.noise.factors import Noise, select
+from rwkv_es.system.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

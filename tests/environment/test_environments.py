@@ -10,7 +10,7 @@ import pytest
 
 from rwkv_es.environment.host import Staging
 from rwkv_es.environment.pool import Environments
-from rwkv_es.errors import RewardError
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task import Done, Problem
 
 TASK = """

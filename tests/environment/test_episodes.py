@@ -7,12 +7,12 @@ import torch
 
 from rwkv_es.config.options import build
 from rwkv_es.environment.episodes import Episode, continuation
-from rwkv_es.errors import RewardError
 from rwkv_es.measure.console import readable
 from rwkv_es.measure.metrics import count, lengths
 from rwkv_es.pretrained.tokenizer import END_ID, WorldTokenizer
 from rwkv_es.reward.adapters import Scorer
 from rwkv_es.session import answer, collect, open_environments, open_scorers, open_session
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task import Done, Problem, Reply
 from rwkv_es.task.prompts import Prompting, turn_of
 from rwkv_es.task.task import Task, load_task

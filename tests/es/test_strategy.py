@@ -4,8 +4,8 @@ import pytest
 import torch
 from strategies import make
 
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 KEY = "blocks.1.att.key.weight"
 

@@ -5,11 +5,11 @@ import torch
 from checkpoints import random_params
 from dense import dense_sum, fitness_of
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.update import Rule, Updater, checksum, gradient, round_stochastically
 from rwkv_es.model.forward import Model
 from rwkv_es.noise.factors import Noise, hash_key, select
 from rwkv_es.pretrained.checkpoint import Arch
+from rwkv_es.system.errors import ConfigError
 
 TARGETS = {"matrices": 1.0, "emb.weight": 2.0, "head.weight": 10.0, "vectors": 0.5}
 

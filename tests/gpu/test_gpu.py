@@ -30,7 +30,6 @@ from torch.nn import functional
 from rwkv_es.engine import engines
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.rollout import rollout
-from rwkv_es.errors import ConfigError
 from rwkv_es.es import update
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu import layer, operands
@@ -41,6 +40,7 @@ from rwkv_es.model.forward import draw_factors, new_state, perturb, with_initial
 from rwkv_es.model.weights import Weights
 from rwkv_es.noise import factors as noise_factors
 from rwkv_es.noise.targets import UNUSED
+from rwkv_es.system.errors import ConfigError
 
 S, C, F, H = 7, 192, 200, 3  # no powers of two
 RANKS = (1, 3, 4)

@@ -15,13 +15,13 @@ from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.engine.references import Reading
 from rwkv_es.engine.rollout import Rollout
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import advise_without_signal, watch_broken, watch_unperturbed
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.pretrained.checkpoint import load, save
 from rwkv_es.run.record import read_steps
 from rwkv_es.session import Answers
+from rwkv_es.system.errors import ConfigError
 
 TINY = Path(rwkv_es.__file__).parent / "tiny" / "rwkv7-tiny.pth"
 

@@ -9,9 +9,9 @@ import pytest
 from browser import chromium
 from folders import rising, write_run
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure.page import charts_of, names_of, write_report
 from rwkv_es.measure.reading import axes, chosen_samples, curves, thinned
+from rwkv_es.system.errors import ConfigError
 
 EVIL = "</pre></script><script>alert('x')</script><!-- & \"数\""
 

@@ -10,9 +10,9 @@ from jobs import arguments
 
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.measure import tracker
 from rwkv_es.measure.tracker import open_tracker
+from rwkv_es.system.errors import ConfigError
 
 
 class Stub:

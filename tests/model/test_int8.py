@@ -7,7 +7,6 @@ from models import KINDS, decode, make_model, random_tokens
 from small_runs import SMALL, checksums, run, steps_of
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model import int8
 from rwkv_es.model.forward import Model, draw_factors, perturb, unperturbed, with_initial_state
@@ -15,6 +14,7 @@ from rwkv_es.noise.factors import Noise, hash_key, select
 from rwkv_es.pretrained.checkpoint import load
 from rwkv_es.run.snapshots import read_snapshot
 from rwkv_es.session import open_model
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.verbs.evaluate import evaluate
 from rwkv_es.verbs.export import export
 from rwkv_es.verbs.history import fork, replay

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.noise import factors as noise_module
 from rwkv_es.noise.factors import Noise, hash_key, normal_table, philox, select, sign, table_values, uniform
+from rwkv_es.system.errors import ConfigError
 
 SHAPES = {
     "emb.weight": (64, 128),

@@ -3,11 +3,11 @@
 import pytest
 
 from rwkv_es.engine.memory import Load, targets_of
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.layout import Arch
 from rwkv_es.planning.devices import GPUS, Device, available_memory, devices_of, here
 from rwkv_es.planning.speed import Work, Workload, tick, times, update, work
 from rwkv_es.pretrained.header import SIZES
+from rwkv_es.system.errors import ConfigError
 
 SMALL = Arch(2, 128, 2, 64, 1000, 512, 8, 8, 8, 16)
 SIMPLE = Device("simple", "cpu", 10**9, flops=1e9, bandwidth=1e8, is_measured=True)

@@ -16,9 +16,9 @@ from checkpoints import random_params
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from rwkv_es.errors import CheckpointError
 from rwkv_es.pretrained.checkpoint import load, load_state, resolve, save, sha256
 from rwkv_es.pretrained.header import describe
+from rwkv_es.system.errors import CheckpointError
 
 
 @pytest.fixture

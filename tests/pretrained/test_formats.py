@@ -15,10 +15,10 @@ import torch
 from checkpoints import random_params
 from safetensors.torch import save_file
 
-from rwkv_es.errors import CheckpointError
 from rwkv_es.pretrained.checkpoint import load, save
 from rwkv_es.pretrained.formats import kind_of
 from rwkv_es.pretrained.header import describe
+from rwkv_es.system.errors import CheckpointError
 
 
 @pytest.fixture

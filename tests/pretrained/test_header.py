@@ -10,9 +10,9 @@ import torch
 from checkpoints import random_params
 from safetensors.torch import save_file
 
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.layout import Arch, expected_shapes
 from rwkv_es.pretrained.header import SIZES, describe, read_header
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 SMALL = Arch(2, 128, 2, 64, 50, 512, 8, 8, 8, 16)
 

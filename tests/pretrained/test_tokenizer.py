@@ -8,9 +8,9 @@ from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from rwkv_es.engine.stops import Stops, cut, make_stops
-from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained.checkpoint import resolve
 from rwkv_es.pretrained.tokenizer import JsonTokenizer, WorldTokenizer, json_beside, load_tokenizer
+from rwkv_es.system.errors import ConfigError
 
 TEXT = "Hello, world!\n\nUser: 12 + 30 = 42 €\n日本語の文章です。 Ёжик 🦆🦆\t<think>…</think>"
 

@@ -5,11 +5,11 @@ import re
 import pytest
 from timing import patiently
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.adapters import Answer, Outcome, gold_of, load_scorer, parse_rewards
 from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Group
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task import SYSTEM, Problem, Task
 from rwkv_es.task.task import PART
 

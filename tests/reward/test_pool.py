@@ -13,10 +13,10 @@ import pytest
 from processes import wait_until_gone
 from timing import patiently
 
-from rwkv_es.errors import RewardError, TaskError
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
+from rwkv_es.system.errors import RewardError, TaskError
 from rwkv_es.task import Problem, load_task
 
 TIMEOUT_S = 0.6

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from processes import is_running, wait_until_gone
 
-from rwkv_es.errors import RewardError
 from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
+from rwkv_es.system.errors import RewardError
 from rwkv_es.task import Problem
 
 TASK = """

@@ -13,11 +13,11 @@ import torch
 from jobs import arguments, finish, run_together, start_together
 
 from rwkv_es.cli import main
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.measure.metrics import averaged, packed
 from rwkv_es.run.cluster import Cluster, shard
 from rwkv_es.run.launcher import LOST
+from rwkv_es.system.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import signal
 import pytest
 from torch import distributed
 
-from rwkv_es.errors import ConfigError, Terminated
 from rwkv_es.run import joining, launcher
 from rwkv_es.run.joining import num_processes
+from rwkv_es.system.errors import ConfigError, Terminated
 
 
 @pytest.mark.parametrize(

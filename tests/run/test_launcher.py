@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from rwkv_es.errors import ClusterError, ConfigError, Terminated
 from rwkv_es.run import launcher
 from rwkv_es.run.launcher import is_mistake, on_sigterm, under_launcher
+from rwkv_es.system.errors import ClusterError, ConfigError, Terminated
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_in_another_thread_signals_are_left_alone(handler):
 
 
 MISTAKE = """
-from rwkv_es import errors
+from rwkv_es.system import errors
 from rwkv_es.run import launcher
 with launcher.under_launcher():
     raise errors.{error}("what is wrong")

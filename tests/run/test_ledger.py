@@ -19,13 +19,13 @@ from layered import layers
 
 from rwkv_es.config.file import load_file
 from rwkv_es.config.options import Config, build, to_dict
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.es.update import checksum
 from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import Ledger, best_weights, read_metrics
 from rwkv_es.run.record import packed, read_steps, unpacked
 from rwkv_es.run.snapshots import Best, best, latest_snapshot, read_snapshot, snapshot_steps
+from rwkv_es.system.errors import CheckpointError, ConfigError
 
 REWARDS = [[0.1, None], [1 / 3, 1.0]]
 

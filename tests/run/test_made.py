@@ -2,8 +2,8 @@
 
 import pytest
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.run import made
+from rwkv_es.system.errors import ConfigError
 
 
 def write(folder, name, text):

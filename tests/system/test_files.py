@@ -7,8 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.system import files
+from rwkv_es.system.errors import ConfigError
 
 
 def flushed(monkeypatch):

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rwkv_es.errors import ConfigError
 from rwkv_es.system import lock
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.lock import Lock
 
 

@@ -8,7 +8,7 @@ import yaml
 from rwkv_es.cli import main
 from rwkv_es.config.file import load_file, parse_yaml
 from rwkv_es.config.options import FIELDS, build
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.texts import all_expanded, expanded, read_text, shown
 from rwkv_es.task.templates import render, unix_lines
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import datasets
 from rwkv_es.task.datasets import aime_keys, fetch_rows, question_hash, read_rows
 from rwkv_es.task.fingerprints import Fingerprints, fingerprint

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task.mixture import Mixed, draw, load_tasks, overlap, parse, whole_weights
 from rwkv_es.task.task import PART, Generated, Problem
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rwkv_es.errors import ConfigError
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task import SYSTEM, Problem, Task
 from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of, template_of
 

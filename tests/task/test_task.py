@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rwkv_es
-from rwkv_es.errors import ConfigError, TaskError
+from rwkv_es.system.errors import ConfigError, TaskError
 from rwkv_es.task.datasets import read_problems
 from rwkv_es.task.task import Generated, Problem, list_tasks, load_task
 from rwkv_es.task.templates import TEMPLATES, render, response_prefix

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, datasets, load_task
 
 KEPT = "Find $x$ with $x + 1 = 26$."

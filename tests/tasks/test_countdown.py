@@ -5,7 +5,7 @@ import pytest
 from places import DATA
 from timing import cpu_seconds
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
 
 COUNTDOWN = load_task("countdown")

@@ -10,7 +10,7 @@ from places import ROOT
 
 from rwkv_es.cli import main
 from rwkv_es.environment.play import Game, played
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Problem
 from rwkv_es.task.prompts import Prompting, prompt_of
 from rwkv_es.task.task import load_task

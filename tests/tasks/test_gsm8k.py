@@ -6,7 +6,7 @@ import pytest
 from places import DATA
 from timing import cpu_seconds
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
 
 GSM8K = load_task("gsm8k")

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from rwkv_es import task
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
 from rwkv_es.task.datasets import fetch_rows
 

@@ -9,8 +9,8 @@ import pytest
 from places import DATA
 from timing import patiently
 
-from rwkv_es.errors import RewardError, TaskError
 from rwkv_es.reward.pool import RewardPool
+from rwkv_es.system.errors import RewardError, TaskError
 from rwkv_es.task import Problem, load_task
 from rwkv_es.task.mixture import load_tasks
 

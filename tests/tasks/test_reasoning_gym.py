@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from rwkv_es.errors import TaskError
 from rwkv_es.reward.pool import RewardPool
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
 
 pytestmark = pytest.mark.skipif(

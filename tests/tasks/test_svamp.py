@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from places import DATA
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rwkv_es.errors import TaskError
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task.mixture import overlap
 from rwkv_es.task.task import load_task
 

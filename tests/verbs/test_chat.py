@@ -12,10 +12,10 @@ import torch
 from models import make_model
 
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.model.forward import forward, new_state
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.model.weights import Weights
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.verbs import chat as module
 from rwkv_es.verbs.chat import Conversation, Speaker, find_stop, interruptible, num_held
 from rwkv_es.verbs.evaluate import generate

@@ -12,9 +12,9 @@ import torch
 
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import load_tokenizer
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.verbs import drift
 from rwkv_es.verbs.evaluate import evaluate
 

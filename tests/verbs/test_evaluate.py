@@ -10,12 +10,12 @@ import torch
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.engine.rollout import Completion, Rollout
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.measure.judgement import Judged, of_greedy, of_samples
 from rwkv_es.measure.metrics import StepCounts
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.reward.adapters import Answer
 from rwkv_es.session import Answers
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.task import Problem, load_task
 from rwkv_es.verbs import evaluate
 

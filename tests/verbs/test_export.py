@@ -10,12 +10,12 @@ from layered import layers
 from small_runs import run as train_small
 
 from rwkv_es.config.options import Config, build, to_dict
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.es.strategy import Step
 from rwkv_es.es.update import checksum
 from rwkv_es.pretrained.checkpoint import load, resolve
 from rwkv_es.reward.adapters import scorer_of
 from rwkv_es.run.ledger import Ledger, default_export
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.verbs.export import export, export_params
 from rwkv_es.verbs.train import train
 

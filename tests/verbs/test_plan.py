@@ -13,7 +13,6 @@ from checkpoints import random_params
 
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
-from rwkv_es.errors import ConfigError
 from rwkv_es.es.strategy import ES
 from rwkv_es.model.forward import Model
 from rwkv_es.planning.out_of_memory import explaining_out_of_memory
@@ -22,6 +21,7 @@ from rwkv_es.planning.text import duration, plan_lines, size
 from rwkv_es.planning.walk import walk
 from rwkv_es.pretrained.checkpoint import Arch
 from rwkv_es.pretrained.header import SIZES
+from rwkv_es.system.errors import ConfigError
 
 CARDS = ("rtx4090-24", "l40s-48", "h100-80", "h200-141")
 

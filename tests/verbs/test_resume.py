@@ -8,9 +8,9 @@ import yaml
 from jobs import arguments
 
 from rwkv_es.cli import main
-from rwkv_es.errors import ConfigError
 from rwkv_es.run.record import read_steps
 from rwkv_es.run.weights import with_weights
+from rwkv_es.system.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import torch
 from small_runs import SMALL, checksums, run, steps_of
 
 from rwkv_es.config.options import Config, build
-from rwkv_es.errors import CheckpointError, ConfigError
 from rwkv_es.model.weights import BASE
 from rwkv_es.pretrained.checkpoint import load
 from rwkv_es.run.ledger import best_weights
 from rwkv_es.run.record import chained, read_steps
 from rwkv_es.run.snapshots import Best
 from rwkv_es.session import answer, open_session
+from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.verbs.export import export
 from rwkv_es.verbs.train import as_matrix, draw_problems
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rwkv_es.errors import cause
+from rwkv_es.system.errors import cause
 
 CODE = """
 import json
