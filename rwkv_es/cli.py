@@ -21,13 +21,13 @@ from rwkv_es.config.flags import (
     task_parser,
     verb_parser,
 )
-from rwkv_es.config.option import at_home, nearest
+from rwkv_es.config.option import at_home, convert, nearest
 from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
 from rwkv_es.model.batch import choose_blas_mode
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
 from rwkv_es.system.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
 from rwkv_es.system.streams import lost_output, make_unfailing
-from rwkv_es.system.texts import expanded, printable
+from rwkv_es.system.texts import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,7 +178,7 @@ def _with_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{run or 'resume'!r} is not the folder of a run; name one: rwkv-es resume RUN")
         return {**load_file(run), **given}
     values = {**(load_file(file) if file else {}), **given}
-    if any(is_run_folder(expanded(str(values.get(name, "")))) for name in ("model", "base")):
+    if any(is_run_folder(str(convert(FIELDS[name], values.get(name, "")))) for name in ("model", "base")):
         from rwkv_es.run.weights import with_weights
 
         values = with_weights(values, verb)

@@ -85,8 +85,8 @@ def chosen(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _log_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return (n,) float64. In fp32, as the logits are: torch's log_softmax takes each row by itself, on any device."""
-    return torch.log_softmax(logits, -1).gather(-1, targets[:, None])[:, 0].double()
+    """Return (n,) float64: torch's log_softmax takes each row by itself, on any device."""
+    return torch.log_softmax(logits.double(), -1).gather(-1, targets[:, None])[:, 0]
 
 
 def predict(

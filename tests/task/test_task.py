@@ -150,7 +150,7 @@ def test_a_relative_path_needs_a_dot_or_slash_and_the_message_says_so(tmp_path, 
 def test_a_mistyped_name_gets_the_nearest_one():
     with pytest.raises(TaskError, match="'gsm8'; did you mean gsm8k"):
         load_task("gsm8")
-    with pytest.raises(TaskError, match=r"'zzz'; built-in tasks: aime, arithmetic_mini, copy, countdown"):
+    with pytest.raises(TaskError, match=r"'zzz'; built-in tasks: aime, arithmetic_mini, calculator, copy, countdown"):
         load_task("zzz")
 
 
