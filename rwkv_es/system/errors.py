@@ -117,7 +117,7 @@ def _in_a_line(error: BaseException) -> str:
 
 def _is_ours(file: str) -> bool:
     """Tell this package's modules, and what has no file, from a user's files and the built-in tasks."""
-    here = os.path.dirname(__file__)
+    here = os.path.dirname(os.path.dirname(__file__))
     return file.startswith("<") or (
         file.startswith(here + os.sep) and not file.startswith(os.path.join(here, "tasks") + os.sep)
     )
