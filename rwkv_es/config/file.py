@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,15 @@ def load_file(path: str) -> dict[str, Any]:
     if file.name == RUN_CONFIG and is_run_folder(str(file.parent)):
         values["run"] = str(Path(path).parent)  # wherever the folder has been moved to
     else:
-        say_new_names(values, path)
+        for former in FORMER.keys() & values.keys():
+            say_renamed(f"{former} in {path}", FORMER[former])
     return with_todays_names(values)
 
 
-def say_new_names(given: Iterable[str], where: str) -> None:
-    """Say on stderr, once for all processes, which of the options given have another name today."""
-    for former in given:
-        if former in FORMER and os.environ.get("RANK", "0") == "0":
-            print(f"rwkv-es: note: {former} in {where} is called {FORMER[former]} now", file=sys.stderr)
+def say_renamed(former: str, name: str) -> None:
+    """Say on stderr, once for all processes, what an option is called today."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"rwkv-es: note: {former} is called {name} now", file=sys.stderr)
 
 
 def parse_yaml(text: str) -> Any:

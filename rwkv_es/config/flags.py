@@ -1,14 +1,12 @@
 """Options as flags of a command line: what the commands are, and how their words are read."""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, NoReturn
 
-from rwkv_es.config.file import RECIPES
+from rwkv_es.config.file import RECIPES, say_renamed
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
 from rwkv_es.config.options import FORMER, OPTIONS
@@ -92,8 +90,8 @@ def _with_todays_names(argv: Sequence[str]) -> list[str]:
     former = {"--" + old.replace("_", "-"): "--" + new.replace("_", "-") for old, new in FORMER.items()}
     parts = [word.partition("=") for word in flags]
     for flag, _, _ in parts:
-        if flag in former and os.environ.get("RANK", "0") == "0":
-            print(f"rwkv-es: note: {flag} is called {former[flag]} now", file=sys.stderr)
+        if flag in former:
+            say_renamed(flag, former[flag])
     return [former.get(flag, flag) + equals + value for flag, equals, value in parts] + list(argv[len(flags) :])
 
 

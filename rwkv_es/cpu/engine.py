@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class Perturbation(NamedTuple):
-    """A layer's factors of all directions (see `cpu_kernels.LayerNoise`)."""
+    """A layer's factors of all directions (see `kernels.LayerNoise`)."""
 
     block: np.ndarray
     place: np.ndarray

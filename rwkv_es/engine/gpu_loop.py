@@ -26,7 +26,7 @@ PATIENCE = 8  # ticks: half of what the tokens would take one by one
 
 
 class Device(Protocol):
-    """Where the ticks are made; see `gpu_slots.GpuSlots`."""
+    """Where the ticks are made; see `gpu.slots.GpuSlots`."""
 
     def read(self, parts: Sequence[Part]) -> None:
         """Let slots at rest read on in their prompts."""

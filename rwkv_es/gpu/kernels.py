@@ -1,4 +1,4 @@
-"""Fused GPU kernels (Triton) around the matrix products of a layer: the names and operands of `cpu_kernels`.
+"""Fused GPU kernels (Triton) around the matrix products of a layer: the names and operands of `cpu.kernels`.
 
 One program works on one row, in `update_state` on one head of a row; it never looks at another, so that a row's bits
 depend on nothing but itself. Each kernel adds the output side of the perturbations whose product it consumes, and takes

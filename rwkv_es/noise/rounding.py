@@ -1,4 +1,4 @@
-"""Random rounding as CPU kernels (numba); `update.round_stochastically` and `quantize.move_` are the references."""
+"""Random rounding as CPU kernels (numba); `update.round_stochastically` and `int8.move_` are the references."""
 
 import numpy as np
 
