@@ -1,9 +1,15 @@
-"""Other projects' learning rates: their update rules written out in numpy, against a step of ours."""
+"""Other projects' learning rates: their update rules written out in numpy, against a step of ours; what the page says."""
+
+import inspect
+import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
+from rwkv_es.es import conversions
 from rwkv_es.es.conversions import from_eggroll_vllm, from_es_at_scale, from_hyperscale
 from rwkv_es.es.strategy import ES
 from rwkv_es.model.forward import Model
@@ -69,3 +75,17 @@ def test_hyperscale(agreement):
         np.sqrt((theirs**2).mean()), rel=0.15
     )  # sums of 256 and 2048 pairs
     assert np.sqrt((theirs**2).mean()) == pytest.approx(0.1 * SIGMA, rel=0.1)
+
+
+def test_the_page_on_porting_has_every_conversion_as_it_is_computed():
+    page = (ROOT / "docs" / "porting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| `([^`|]+)` \| `(from_\w+)` \|$", page, re.MULTILINE)
+    functions = {name: value for name, value in vars(conversions).items() if name.startswith("from_")}
+    assert {name for _, _, name in rows} == functions.keys() and len(rows) == len(functions)
+    known = {"sigma": 0.02, "population": 64, "fitness_std": 0.4}
+    for rate, formula, name in rows:
+        parameters = inspect.signature(functions[name]).parameters
+        assert next(iter(parameters)) == rate
+        others = {key: value for key, value in known.items() if key in parameters}
+        expected = eval(formula, {"sqrt": math.sqrt, rate: 0.3, **known})
+        assert functions[name](0.3, **others) == pytest.approx(expected, rel=1e-12)
