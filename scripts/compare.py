@@ -2,11 +2,14 @@
 
     python scripts/compare.py --budget cpu-seconds --amount 15 --out runs/compare
     python scripts/compare.py --budget generations --amount 600 --tried 1 --seeds 1 --judge 40 --out runs/short
+    python scripts/compare.py --budget bytes --amount 8 --length 256 --out runs/bytes
     python scripts/compare.py --out runs/compare --only-tables
 
 A sweep tries every method's settings (its `GRID`) once, judged on training problems that nobody trains on; the best
 goes on to the seeds, judged on held-out problems. All records go to records.jsonl; a start with the same folder goes on
 from there. Tables (tables.md) and curves (*.svg) are made from it. Needs the extra `compare`; a run takes one core.
+With `--budget bytes` nothing is learned: counted are the answers of --length tokens that each method has in flight in
+the memory of GRPO with --amount of them in one pass (bytes.md).
 """
 
 import argparse
@@ -17,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare import bytes as equal_bytes
 from compare.methods import METHODS
 from compare.race import CONTROLS, SWEEP_SEED, Entry, in_child, run
 from compare.records import Record, best_settings, is_done, read_records
 from compare.tables import tables
 from compare.world import World, open_world
 
-BUDGETS = ("cpu-seconds", "generations")
+BUDGETS = ("cpu-seconds", "generations", "bytes")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if options.budget == "bytes":
+        world = open_world(options.model, options.tasks[0])
+        text = equal_bytes.compare(world, int(options.amount), options.length, options.methods)
+        (options.out / "bytes.md").write_text(text + "\n", encoding="utf-8")
+        print(text)
+        return 0
     for task in () if options.only_tables else options.tasks:
         compare(open_world(options.model, task), task, options)
     print(tables(options.out))
@@ -101,9 +111,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("tasks", ["countdown_mini", "arithmetic_mini"], "tasks", nargs="+")
     add("methods", list(METHODS), "methods", nargs="+", choices=list(METHODS))
     add("budget", "cpu-seconds", "what is equal", choices=BUDGETS)
-    add("amount", 15.0, "how much of it a final run has", type=float)
+    add("amount", 15.0, "how much of it a final run has; of bytes: GRPO's answers in one pass", type=float)
+    add("length", 256, "tokens of an answer, with --budget bytes", type=int)
     add("share", 0.5, "share of it that a run of the sweep has", type=float)
-    add("tried", 6, "settings of each method in the sweep", type=int)
+    add("tried", 8, "settings of each method in the sweep", type=int)
     add("seeds", 5, "final runs of each method", type=int)
     add("judge", 300, "problems that judge", type=int)
     add("control", "none", "what is done to the rewards before they are learned from", choices=CONTROLS)

@@ -13,13 +13,13 @@ import torch
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
-from .vectors import Space, params_at, space_of
+from .vectors import FEW, NORMS, Space, params_at, space_of
 from .world import Answered, Asked
 
-FEW, MORE = ("ln_out.*",), ("ln_out.*", "*.ln?.*")  # the entries just before the head; all layer norms
 GRID = [{"sigma": sigma, "names": FEW} for sigma in (0.1, 0.3, 1.0)]
-GRID += [{"sigma": sigma, "names": MORE} for sigma in (0.03, 0.1)]
+GRID += [{"sigma": sigma, "names": NORMS} for sigma in (0.03, 0.1, 0.2)]
 GRID += [{"sigma": 0.3, "names": FEW, "prompts": 32}]
+GRID += [{"sigma": 0.1, "names": NORMS, "prompts": 32}]
 DEFAULTS: Mapping[str, Any] = {"population": 32, "prompts": 16}
 
 

@@ -15,10 +15,12 @@ from rwkv_es import ES
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
+from .rates import falling
 from .world import Answered, Asked
 
 GRID = [{"sigma": sigma, "lr_scale": scale} for sigma in (1e-2, 2e-2) for scale in (0.1, 0.5)]
 GRID += [{"sigma": 2e-2, "lr_scale": scale, "prompts": 32} for scale in (0.3, 1.0)]
+GRID += [{"sigma": sigma, "lr_scale": 1.0, "prompts": 32, "schedule": "cosine"} for sigma in (1e-2, 2e-2)]
 DEFAULTS: Mapping[str, Any] = {"population": 64, "prompts": 8, "targets": {"matrices": 1.0, "head.weight": 1.0}}
 
 
@@ -26,7 +28,7 @@ class State(NamedTuple):
     """The strategy; it takes the fitness as it is."""
 
     es: ES
-    lr_scale: float
+    settings: Mapping[str, Any]
 
 
 def start(model: Model, settings: Mapping[str, Any], seed: int) -> State:
@@ -34,7 +36,7 @@ def start(model: Model, settings: Mapping[str, Any], seed: int) -> State:
     own = model._replace(params={name: tensor.clone() for name, tensor in model.params.items()})
     sigma, population = settings["sigma"], settings["population"]
     es = ES(own, population=population, sigma=sigma, targets=settings["targets"], seed=seed, fitness="raw")
-    return State(es, settings["lr_scale"])
+    return State(es, settings)
 
 
 def ask(state: State) -> Asked:
@@ -45,7 +47,8 @@ def ask(state: State) -> Asked:
 def tell(state: State, answered: Answered) -> State:
     """Move by lr_scale * sigma * sqrt(F) / F * sum of fitness * noise."""
     es, num_members = state.es, len(answered.rewards)
-    es.first_lr = state.lr_scale * es.sigma * math.sqrt(num_members)
+    lr_scale = state.settings["lr_scale"] * falling(state.settings, answered.spent)
+    es.first_lr = lr_scale * es.sigma * math.sqrt(num_members)
     es.tell(official_fitness(answered.rewards)[:, None])
     return state
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
-from .vectors import Space, normal, params_at, space_of
+from .vectors import NORMS, Space, normal, params_at, space_of
 from .world import Answered, Asked
 
 GRID = [{"sigma": sigma, "head": 10} for sigma in (3e-3, 1e-2, 3e-2)]
 GRID += [{"sigma": sigma, "head": 1} for sigma in (1e-2, 3e-2)]
 GRID += [{"sigma": 1e-2, "head": 10, "prompts": 32}]
+GRID += [{"sigma": sigma, "names": NORMS} for sigma in (0.03, 0.1)]
 DEFAULTS: Mapping[str, Any] = {"population": 30, "prompts": 16}
 
 

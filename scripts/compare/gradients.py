@@ -10,7 +10,9 @@ from torch import Tensor
 
 from rwkv_es.model.layout import Params
 
-ROW_TOKENS = 4096  # in one pass: bounds the memory of the activations
+from .rates import falling
+
+ROW_TOKENS = 4096  # in one pass, unless the settings say `row_tokens`: bounds the memory of the activations
 
 
 class Texts(NamedTuple):
@@ -22,13 +24,13 @@ class Texts(NamedTuple):
 
 
 def rows(
-    prompts: Sequence[tuple[int, ...]], completions: Sequence[list[int]], places: Sequence[int]
+    prompts: Sequence[tuple[int, ...]], completions: Sequence[list[int]], places: Sequence[int], most: int = ROW_TOKENS
 ) -> Iterator[Texts]:
-    """Yield the texts at `places` in batches of similar length, at most ROW_TOKENS tokens each (or one text)."""
+    """Yield the texts at `places` in batches of similar length, at most `most` tokens each (or one text)."""
     sizes = {place: _padded(len(prompts[place]) + len(completions[place])) for place in places}
     batch: list[int] = []
     for place in sorted(places, key=lambda place: sizes[place]):
-        if batch and sizes[place] * (len(batch) + 1) > ROW_TOKENS:
+        if batch and sizes[place] * (len(batch) + 1) > most:
             yield _texts(prompts, completions, batch)
             batch = []
         batch.append(place)
@@ -75,8 +77,10 @@ def optimiser(tensors: Sequence[Tensor], settings: Mapping[str, Any]) -> torch.o
     return torch.optim.AdamW(list(tensors), lr=settings["lr"], weight_decay=0.0)
 
 
-def step_(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step with the gradient cut to norm 1; forget the gradient."""
+def step_(optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], spent: float) -> None:
+    """Take a step with the gradient cut to norm 1, by the rate of this share of the budget; forget the gradient."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings["lr"] * falling(settings, spent)
     tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     torch.nn.utils.clip_grad_norm_(tensors, 1.0)
     optimizer.step()

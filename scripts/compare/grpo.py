@@ -9,12 +9,14 @@ from torch import Tensor
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
-from .gradients import Texts, clipped, optimiser, read, rows, step_, trainable
+from .gradients import ROW_TOKENS, Texts, clipped, optimiser, read, rows, step_, trainable
 from .world import Answered, Asked
 
 GRID = [{"lr": lr, "epochs": 1} for lr in (3e-4, 1e-3, 3e-3)]
 GRID += [{"lr": lr, "epochs": 3} for lr in (3e-4, 1e-3)]
 GRID += [{"lr": 1e-3, "epochs": 1, "prompts": 32}]
+GRID += [{"lr": 3e-3, "epochs": 1, "schedule": "linear"}]
+GRID += [{"lr": 1e-3, "epochs": 1, "prompts": 32, "schedule": "linear"}]  # TRL's default schedule
 DEFAULTS: Mapping[str, Any] = {"prompts": 16, "samples": 8, "clip": 0.2}
 
 
@@ -43,7 +45,8 @@ def tell(state: State, answered: Answered) -> State:
     """Take a few steps on the clipped surrogate; answers without advantage have no gradient and are left out."""
     advantage = advantages(answered.rewards, state.settings.get("dr", False)).flatten()
     places = [place for place, value in enumerate(advantage.tolist()) if value]
-    batches = list(rows(answered.prompts, answered.completions, places))
+    most = state.settings.get("row_tokens", ROW_TOKENS)
+    batches = list(rows(answered.prompts, answered.completions, places, most))
     with torch.no_grad():
         before = [read(state.policy, texts)[0] for texts in batches]
     for _ in range(state.settings["epochs"] if batches else 0):
@@ -51,7 +54,7 @@ def tell(state: State, answered: Answered) -> State:
             ratio = (read(state.policy, texts)[0] - old).exp()
             gain = clipped(ratio, advantage[texts.places, None].float(), state.settings["clip"])
             (-(gain * weights(texts, state.settings)).sum() / len(advantage)).backward()
-        step_(state.adam)
+        step_(state.adam, state.settings, answered.spent)
     return state
 
 

@@ -9,12 +9,15 @@ from torch import Tensor
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
-from .vectors import Space, normal, params_at, space_of
+from .rates import falling
+from .vectors import NORMS, Space, normal, params_at, space_of
 from .world import Answered, Asked
 
 GRID = [{"sigma": sigma, "lr": lr, "head": 10} for sigma, lr in ((3e-3, 3e-4), (3e-3, 1e-3), (1e-2, 1e-3))]
 GRID += [{"sigma": 1e-2, "lr": lr, "head": 1} for lr in (1e-3, 3e-3)]
 GRID += [{"sigma": 1e-2, "lr": 1e-3, "head": 10, "prompts": 32}]
+GRID += [{"sigma": 0.1, "lr": 3e-2, "names": NORMS}]
+GRID += [{"sigma": 1e-2, "lr": 3e-3, "head": 1, "schedule": "cosine"}]
 DEFAULTS: Mapping[str, Any] = {"population": 64, "prompts": 8}
 
 
@@ -49,6 +52,7 @@ def tell(state: State, answered: Answered) -> State:
     utility = centred_ranks(answered.rewards.mean(1)).float()
     ascent = (utility[0::2] - utility[1::2]) @ state.noise / (len(utility) * state.settings["sigma"])
     state.mean.grad = -ascent
+    state.adam.param_groups[0]["lr"] = state.settings["lr"] * falling(state.settings, answered.spent)
     state.adam.step()
     return _draw(state._replace(step=state.step + 1))
 

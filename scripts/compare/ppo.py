@@ -10,12 +10,13 @@ from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
 from . import grpo
-from .gradients import Texts, clipped, optimiser, read, rows, step_, trainable
+from .gradients import ROW_TOKENS, Texts, clipped, optimiser, read, rows, step_, trainable
 from .world import Answered, Asked
 
 GRID = [{"lr": lr, "epochs": 1} for lr in (3e-4, 1e-3, 3e-3)]
 GRID += [{"lr": lr, "epochs": 3} for lr in (3e-4, 1e-3)]
 GRID += [{"lr": 1e-3, "epochs": 1, "prompts": 128}]
+GRID += [{"lr": lr, "epochs": 1, "schedule": "linear"} for lr in (1e-3, 3e-3)]
 DEFAULTS: Mapping[str, Any] = {"prompts": 64, "samples": 1, "clip": 0.2, "gae": 0.95, "value_weight": 0.1}
 
 
@@ -45,7 +46,8 @@ def ask(state: State) -> Asked:
 def tell(state: State, answered: Answered) -> State:
     """Take a few steps on the clipped surrogate and the squared error of the values."""
     rewards = answered.rewards.flatten().float()
-    batches = list(rows(answered.prompts, answered.completions, range(len(rewards))))
+    most = state.settings.get("row_tokens", ROW_TOKENS)
+    batches = list(rows(answered.prompts, answered.completions, range(len(rewards)), most))
     before = [_before(state, texts, rewards) for texts in batches]
     every = torch.cat([advantage[texts.is_new[:, 1:]] for texts, (_, advantage, _) in zip(batches, before)])
     mean, deviation, count = every.mean(), every.std() + 1e-8, len(every)
@@ -57,7 +59,7 @@ def tell(state: State, answered: Answered) -> State:
             error = (hidden @ state.value - returns).square()
             loss = state.settings["value_weight"] * error - gain
             (loss[texts.is_new[:, 1:]].sum() / count).backward()
-        step_(state.adam)
+        step_(state.adam, state.settings, answered.spent)
     return state
 
 

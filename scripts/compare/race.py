@@ -57,7 +57,8 @@ def run(world: World, entry: Entry, problems: Sequence[Problem]) -> Iterator[dic
         began = time.process_time()
         batch = draw(world.train, settings["prompts"], entry.seed, cost.steps)
         answered = answer(world, method.ask(state), batch, noise=1_000_003 * entry.seed + cost.steps)
-        state = method.tell(state, controlled(answered, entry.control, cost.steps))
+        answered = controlled(answered, entry.control, cost.steps)._replace(spent=spent / entry.amount)
+        state = method.tell(state, answered)
         seconds, count = time.process_time() - began, answered.rewards.numel()
         cost = Cost(cost.cpu_s + seconds, cost.generations + count, cost.tokens + answered.num_tokens, cost.steps + 1)
     final = judged_shortly if is_sweep else judged

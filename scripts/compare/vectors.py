@@ -10,6 +10,7 @@ from torch import Tensor
 from rwkv_es.model.layout import Params
 
 HEAD = "head.weight"
+FEW, NORMS = ("ln_out.*",), ("ln_out.*", "*.ln?.*")  # the entries just before the head; all layer norms
 
 
 class Space(NamedTuple):

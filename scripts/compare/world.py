@@ -51,6 +51,7 @@ class Answered(NamedTuple):
     prompts: Sequence[tuple[int, ...]] = ()
     completions: Sequence[list[int]] = ()
     num_tokens: int = 0
+    spent: float = 0.0  # share of the budget, before this step
 
 
 def open_world(model: str, task: str) -> World:

@@ -12,14 +12,16 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 cma = pytest.importorskip("cma")
 
+from compare import bytes as equal_bytes  # noqa: E402
 from compare import cma_es, dr_grpo, eggroll, es_at_scale, genetic, grpo, openai_es, ours, ppo, random_search  # noqa: E402
 from compare.gradients import clipped, read, rows  # noqa: E402
 from compare.methods import METHODS  # noqa: E402
 from compare.race import controlled  # noqa: E402
+from compare.rates import falling  # noqa: E402
 from compare.records import best_settings  # noqa: E402
 from compare.tables import band, cost_to_half  # noqa: E402
 from compare.vectors import normal, params_at, space_of  # noqa: E402
-from compare.world import Answered  # noqa: E402
+from compare.world import Answered, open_world  # noqa: E402
 
 from rwkv_es import load_model  # noqa: E402
 from rwkv_es.model.forward import Model  # noqa: E402
@@ -215,6 +217,35 @@ def test_the_controls_negate_or_mix_the_rewards():
     assert not torch.equal(mixed, answered.rewards) and sorted(mixed.flatten().tolist()) == list(range(12))
 
 
+def test_every_method_has_as_many_settings_in_the_sweep():
+    assert {len(method.GRID) for method in METHODS.values()} == {8}
+
+
+def test_rates_fall_over_the_budget_to_nothing():
+    assert [falling({}, spent) for spent in (0, 0.5, 1)] == [1, 1, 1]
+    assert [falling({"schedule": "linear"}, spent) for spent in (0, 0.25, 1)] == pytest.approx([1, 0.75, 0])
+    assert [falling({"schedule": "cosine"}, spent) for spent in (0, 0.25, 0.5, 1)] == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, 0]
+    )
+
+
+@pytest.mark.parametrize("name", ["ours", "eggroll", "openai_es", "grpo", "ppo"])
+def test_a_step_after_the_whole_budget_has_no_rate_left(name):
+    model, _ = load_model("tiny")
+    method = METHODS[name]
+    settings = {**method.DEFAULTS, **method.GRID[0], "schedule": "linear", "population": 4}
+    rows = {"grpo": 1, "ppo": 2}.get(name, 4)
+    columns = {"grpo": 2}.get(name, 1)
+    texts = {"prompts": [(19, 4, 20, 5, 50, 6)] * 2, "completions": [[3, 20, 9], [1, 14, 8, 15]]}
+    moved = []
+    for spent in (0.0, 1.0):
+        answered = Answered(torch.arange(float(rows * columns)).reshape(rows, columns), **texts, spent=spent)
+        state = method.start(model, settings, seed=0)
+        after = method.params(method.tell(state, answered))
+        moved.append(sum(float((after[key] - model.params[key]).abs().sum()) for key in after))
+    assert moved[0] > 0 and moved[1] == 0
+
+
 def test_the_sweeps_best_is_by_where_it_ends_and_how_soon():
     def record(lr, accuracy):
         return {"phase": "sweep", "task": "t", "method": "m", "settings": {"lr": lr}, "accuracy": accuracy}
@@ -234,6 +265,26 @@ def test_a_tables_costs_are_those_of_the_first_point_at_half():
     assert cost_to_half([never], "cpu_s", "{:.1f}") == "–"
     x, mean, low, high = band([reached, late], lambda record: record["cpu_s"])
     assert (x, mean, low, high) == ([0, 4], pytest.approx([0.1, 0.55]), [0.1, 0.5], [0.1, 0.6])
+
+
+def test_what_a_pass_keeps_for_the_way_back_grows_with_its_tokens():
+    model, _ = load_model("tiny")
+    short, long = (equal_bytes.activations(model.params, length) for length in (64, 128))
+    assert 1.9 < long / short < 2.1
+    assert short > 64 * 4 * 3 * 10 * 64  # 10 vectors at least of a token's 64 channels in each of 3 layers
+
+
+@pytest.mark.slow
+def test_in_grpos_bytes_ours_has_many_more_answers_in_flight():
+    """Some 30 s of one core: answers of 64 tokens, peaks of real processes."""
+    world = open_world("tiny", "countdown_mini")
+    floor = equal_bytes.floor_of(world, 64)
+    grpo = equal_bytes.peak_of(world, "grpo", 8, 64)
+    ours = equal_bytes.fitting(world, "ours", grpo["peak_bytes"], 64)
+    assert ours["in_flight"] >= 16 * 8 and ours["peak_bytes"] <= grpo["peak_bytes"]
+    for record in (grpo, ours):
+        guess = equal_bytes.predicted(world, record["method"], record["in_flight"], 64)
+        assert 0.5 < (floor + guess) / record["peak_bytes"] < 2
 
 
 @pytest.mark.slow
