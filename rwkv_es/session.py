@@ -27,7 +27,7 @@ from rwkv_es.pretrained.checkpoint import Params
 from rwkv_es.pretrained.load import load_base
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
 from rwkv_es.reward.adapters import Answer, Scorer
-from rwkv_es.reward.pool import RewardPool
+from rwkv_es.reward.pool import RewardPool, bounds_of
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks, overlap
@@ -128,6 +128,7 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
         config.reward_error_limit,
         reward=config.reward,
         signature=config.reward_signature,
+        bounds=bounds_of(config),
         scorer=scorer,
     ) as scorers:
         yield scorers

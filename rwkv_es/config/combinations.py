@@ -41,11 +41,12 @@ def _has_own_reward(config: Config) -> bool:
     return any(not part.strip().startswith("builtin:") for part in config.reward.split(",") if part.strip())
 
 
+_OF_WORKERS = "reward_timeout reward_import_timeout reward_memory reward_cuda"
 _OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
-_OF_TASK += " reward_group reward_timeout reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
-_OF_TASK += " presence_penalty frequency_penalty penalty_decay"
+_OF_TASK += " reward_group reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
+_OF_TASK += f" presence_penalty frequency_penalty penalty_decay {_OF_WORKERS}"
 _OF_SAMPLING = "samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
-_OF_SAMPLING += " max_new_tokens reward reward_signature reward_timeout reward_error_limit"
+_OF_SAMPLING += f" max_new_tokens reward reward_signature reward_error_limit {_OF_WORKERS}"
 _RULES = (
     _Rule(_OF_SAMPLING, _samples_nothing, "with objective logprob alone, which reads answers and samples none"),
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),
@@ -71,7 +72,7 @@ _RULES = (
     _Rule("eval_size", lambda c: not c.eval_every, "without held-out evaluations", "train", True),
     _Rule("reward_signature", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
     _Rule("reward_group", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
-    _Rule("reward_timeout", lambda c: not c.reward_workers, "without reward workers; try --reward-workers 1"),
+    _Rule(_OF_WORKERS, lambda c: not c.reward_workers, "without reward workers; try --reward-workers 1"),
     _Rule("base", lambda c: c.base == c.model, "if it is the model itself: nothing differs", "eval", True),
 )
 _NAMED_IS_MEANT = ("momentum", "schedule_end")  # whoever names them means them, also at their default

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rwkv_es.config.option import MOST_ANSWERS, MOST_NEW, MOST_SAMPLES, MOST_SLOTS, TRACKERS, option
+from rwkv_es.config.scoring import SCORE, EvaluationOptions, RewardOptions
 
 DEFAULT_TARGETS = {"matrices": 1.0}
 DEFAULT_PENALTY_DECAY = 0.996  # of the rwkv package
 
 _ASK = "train eval generate doctor"  # verbs that ask a task's questions
 _ALL = f"{_ASK} chat"
-_SCORE = "train eval doctor"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TaskOptions:
     data: str = option(
         "",
         "the task's data: local file or folder (default: its own source); of a mixture a=PATH,...",
-        _SCORE,
+        SCORE,
         paths="many",
     )
     template: str = option("auto", "prompt template (chat, think, short_think, ..., raw); auto: the task's own", _ALL)
@@ -140,9 +140,9 @@ class DecodingOptions:
         at_most=MOST_NEW,
         formerly="max_new",
     )
-    max_turns: int = option(0, "most answers in an episode (0: the task's own)", _SCORE, at_least=0, at_most=MOST_NEW)
-    max_episode_tokens: int = option(0, "most tokens in it (0: the task's own)", _SCORE, at_least=0, at_most=MOST_NEW)
-    max_episode_seconds: float = option(0.0, "most seconds of its environment (0: the task's own)", _SCORE, at_least=0)
+    max_turns: int = option(0, "most answers in an episode (0: the task's own)", SCORE, at_least=0, at_most=MOST_NEW)
+    max_episode_tokens: int = option(0, "most tokens in it (0: the task's own)", SCORE, at_least=0, at_most=MOST_NEW)
+    max_episode_seconds: float = option(0.0, "most seconds of its environment (0: the task's own)", SCORE, at_least=0)
     temperature: float = option(0.0, "sampling temperature; 0 is greedy", _ALL, at_least=0)
     top_p: float = option(
         1.0, "nucleus sampling: smallest set of tokens with this probability", _ALL, above=0, at_most=1
@@ -167,48 +167,13 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True)
-class RewardOptions:
-    """Reward."""
-
-    reward: str = option(
-        "", "your rewards with weights: file.py:fn=0.7,pkg.mod:fn=0.3 (default: the task's own)", _SCORE, paths="many"
-    )
-    reward_signature: str = option(
-        "auto",
-        "how a reward of yours is called; auto: inferred from its parameters' names",
-        _SCORE,
-        choices=("auto", "task", "plain", "trl", "trl_messages", "verl"),
-    )
-    reward_group: str = option(
-        "pair",
-        "answers that a reward of TRL's form sees together: a mirrored pair's to a problem, a problem's, a step's",
-        _SCORE,
-        choices=("pair", "problem", "step"),
-    )
-    reward_workers: int = option(
-        1,
-        "processes that score answers (0: in this process, without time limits)",
-        _SCORE,
-        at_least=0,
-        at_most=4096,
-        on_resume="free",
-    )
-    reward_timeout: float = option(
-        5.0, "seconds for one answer before its worker is killed", _SCORE, above=0, on_resume="free"
-    )
-    reward_error_limit: float = option(
-        0.5, "stop when more than this share of rewards fails", _SCORE, above=0, at_most=1, on_resume="free"
-    )
-
-
-@dataclass(frozen=True)
 class EngineOptions:
     """Speed and memory."""
 
     slots: int = option(
         0,
         "generations in flight (0: 256 on a CPU, as many as fit on a GPU)",
-        _SCORE,
+        SCORE,
         at_least=0,
         at_most=MOST_SLOTS,
         on_resume="free",
@@ -220,27 +185,6 @@ class EngineOptions:
         choices=("auto", "torch", "numba", "triton"),
     )
     threads: int = option(0, "CPU threads (0: all cores)", _ALL, at_least=0, at_most=4096, on_resume="free")
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Evaluation."""
-
-    eval_every: int = option(10, "held-out evaluation every k steps (0: never)", at_least=0, on_resume="free")
-    eval_size: int = option(200, "held-out problems per evaluation (0: all)", _SCORE, at_least=0, on_resume="free")
-    patience: int = option(
-        0,
-        "stop after this many held-out evaluations in a row without a better one (0: never)",
-        at_least=0,
-        on_resume="free",
-    )
-    split: str = option("test", "which split to evaluate", "eval", choices=("train", "test"))
-    base: str = option(
-        "", "a second checkpoint to compare the model with, on the same problems or text", "eval", paths="one"
-    )
-    text: str = option(
-        "", "read this UTF-8 text instead of a task: perplexity, and KL to the base", "eval", paths="one"
-    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from rwkv_es.environment.play import Said, failed, play
 from rwkv_es.reward.sheet import TRIES
 from rwkv_es.system.errors import RwkvEsError, cause
-from rwkv_es.system.isolation import adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
+from rwkv_es.system.isolation import Bounds, adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem
@@ -42,6 +42,7 @@ class Staging(NamedTuple):
     episode_s: float  # for all replies of an episode
     workers: int
     most_chars: int  # of a reply
+    bounds: Bounds = Bounds()
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Child:
 def serve(parent: Connection, lifeline: Connection, staging: Staging) -> None:
     """Host environments until the parent hangs up. The first message is why the task cannot be loaded, or ""."""
     make_unfailing()
-    isolate()
+    isolate(staging.bounds)
     guard(parent, lifeline)
     adopt_orphans()
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
@@ -273,7 +274,7 @@ class Host:
                     other.close()
                 os.setsid()  # it leads a group: what it starts ends with it
                 die_with_parent()
-                limit_memory()
+                limit_memory(self.staging.bounds.memory_bytes)
                 play(theirs, self.environment, self.staging.most_chars)
             finally:
                 os._exit(0)

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import connection, get_context
@@ -14,6 +15,7 @@ from typing import Any
 from rwkv_es.config.options import Config
 from rwkv_es.environment.host import Ask, Staging, serve
 from rwkv_es.environment.play import Game, Said
+from rwkv_es.reward.pool import bounds_of
 from rwkv_es.system.errors import RewardError
 from rwkv_es.system.isolation import end_processes
 from rwkv_es.task.task import Problem, Task
@@ -101,7 +103,7 @@ class Environments:
         self._process.start()
         theirs.close()
         their_lifeline.close()
-        self._is_ready = False
+        self._is_ready, self._ready_by = False, time.monotonic() + self._staging.bounds.import_s
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()  # a host that is slow to read stops nobody
         threading.Thread(target=_post, args=(self._connection, self._outbox), daemon=True).start()
         _open.add(self)
@@ -137,6 +139,12 @@ class Environments:
                 f"the process that hosts the environments ended (exit code {code}; a negative one is a signal); does "
                 "importing the task work, and is there enough memory?"
             ) from None
+        if not self._is_ready and time.monotonic() > self._ready_by:
+            self.close()
+            raise RewardError(
+                f"the environments were not ready after {self._staging.bounds.import_s:g} s; does importing the task "
+                "hang? If it only takes long, raise --reward-import-timeout"
+            )
 
 
 def _post(host: connection.Connection, outbox: "SimpleQueue[bytes | None]") -> None:
@@ -154,6 +162,7 @@ def environments_of(config: Config, task: Task, limits: Sequence[Limits], *, is_
         max(each.seconds for each in limits),
         config.reward_workers,
         MOST_CHARS * max(each.tokens for each in limits),
+        bounds_of(config),
     )
     return Environments(staging, task.environment if is_here else None)
 

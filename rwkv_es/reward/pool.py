@@ -10,19 +10,27 @@ from multiprocessing import connection
 from textwrap import indent
 from types import TracebackType
 
+from rwkv_es.config.options import Config
 from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.process import Worker
 from rwkv_es.reward.sheet import TRIES, Group, Scores, Sheet
 from rwkv_es.reward.worker import Scoring, load, score_together
 from rwkv_es.system.errors import RewardError
+from rwkv_es.system.isolation import Bounds
 from rwkv_es.system.texts import printable
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem
 
 BATCH_SIZE = 64
 LOOK_S = 0.01  # how often workers are tended while answers are generated
+DEFAULT_BOUNDS = Bounds()
 WAIT_S = 0.5  # a worker's end may show in nothing that is waited for, where what it has started lives on
+
+
+def bounds_of(config: Config) -> Bounds:
+    """Return what the options let processes of users' code take."""
+    return Bounds(config.reward_import_timeout, int(config.reward_memory * (1 << 30)), config.reward_cuda)
 
 
 def _is_own(task_spec: str, reward: str) -> bool:
@@ -51,6 +59,7 @@ class RewardPool:
         *,
         reward: str = "",
         signature: str = "auto",
+        bounds: Bounds = DEFAULT_BOUNDS,
         scorer: Scorer | None = None,
     ) -> None:
         self._scorer: Scorer | None = None
@@ -69,7 +78,8 @@ class RewardPool:
             workers = 0  # there is nothing to score
         self._scorer = None if workers else load(scoring)
         self.is_users = bool(reward)
-        self._settings = (scoring, min(timeout_s, task.timeout_s), Prints() if _is_own(task_spec, reward) else None)
+        prints = Prints() if _is_own(task_spec, reward) else None
+        self._settings = (scoring, min(timeout_s, task.timeout_s), bounds, prints)
         self._num_workers = workers
         self._workers = [Worker(*self._settings) for _ in range(workers)]
 

@@ -16,9 +16,8 @@ from rwkv_es.reward.adapters import Answer
 from rwkv_es.reward.prints import Prints
 from rwkv_es.reward.worker import Result, Scoring, serve
 from rwkv_es.system.errors import RewardError
-from rwkv_es.system.isolation import end_processes
+from rwkv_es.system.isolation import Bounds, end_processes
 
-STARTUP_S = 60.0
 ORPHAN_S = 1.0  # how far over its time limit a worker goes before it ends itself, if nobody kills it
 ALARM = getattr(signal, "SIGALRM", 0)
 Unit = list[int]  # places of answers that are scored together, in order
@@ -29,12 +28,12 @@ _alive: "weakref.WeakSet[Worker]" = weakref.WeakSet()
 class Worker:
     """A process that scores; `pending` are the units of what it was sent and has not scored."""
 
-    def __init__(self, scoring: Scoring, timeout_s: float, prints: Prints | None = None) -> None:
+    def __init__(self, scoring: Scoring, timeout_s: float, bounds: Bounds, prints: Prints | None = None) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         their_lifeline, self.lifeline = context.Pipe(duplex=False)  # broken when this process is gone
         ours, output = context.Pipe(duplex=False) if prints is not None else (None, None)
-        arguments = (theirs, their_lifeline, output, scoring, (timeout_s, ORPHAN_S))
+        arguments = (theirs, their_lifeline, output, scoring, (timeout_s, ORPHAN_S, bounds))
         self.process = context.Process(target=serve, args=arguments)  # no daemon: those may not start processes
         self.process.start()
         _alive.add(self)
@@ -44,8 +43,8 @@ class Worker:
             output.close()
             prints.follow(os.dup(ours.fileno()))
             ours.close()
-        self.timeout_s = timeout_s
-        self.deadline = time.monotonic() + STARTUP_S
+        self.timeout_s, self.bounds = timeout_s, bounds
+        self.deadline = time.monotonic() + bounds.import_s
         self.sender: threading.Thread | None = None
         self.pending: deque[Unit] = deque()
         self.is_ready = self.is_lost = self.is_late = self.compares = False
@@ -75,10 +74,7 @@ class Worker:
             self.kill()
             self.is_lost = True
             if not self.is_ready and not self.was_killed:
-                raise RewardError(
-                    f"a reward worker ended or hung while starting (exit code {self.process.exitcode}); does importing "
-                    "the task work, and has your script, if you wrote one, `if __name__ == '__main__':`?"
-                )
+                raise RewardError(self._why_not_ready())
         return found
 
     @property
@@ -99,6 +95,17 @@ class Worker:
         code = self.process.exitcode
         error = f"the reward ended its process (exit code {code}; a negative one is a signal)"
         return Result(0.0, error, error)
+
+    def _why_not_ready(self) -> str:
+        if self.is_late:
+            return (
+                f"a reward worker was not ready after {self.bounds.import_s:g} s; does importing the task or the "
+                "reward hang? If it only takes long, raise --reward-import-timeout"
+            )
+        return (
+            f"a reward worker ended while starting (exit code {self.process.exitcode}); does importing the task work, "
+            "and has your script, if you wrote one, `if __name__ == '__main__':`?"
+        )
 
     def kill(self) -> None:
         """End the process, and whatever it has started, at once."""

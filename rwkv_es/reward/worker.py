@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rwkv_es.reward.adapters import Answer, Scorer, load_scorer
 from rwkv_es.reward.values import event_loop, number
 from rwkv_es.system.errors import RwkvEsError, cause, own_traceback
-from rwkv_es.system.isolation import MEMORY_BYTES, guard, isolate, limit_memory
+from rwkv_es.system.isolation import Bounds, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 
@@ -81,8 +81,8 @@ def _score_in_worker(scorer: Scorer, answers: Sequence[Answer]) -> list[Result] 
 def _failure(error: BaseException) -> Result:
     said, hint = cause(error), ""
     if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
-        limit = f"a reward may allocate {MEMORY_BYTES >> 30} GiB beyond what importing its file takes"
-        hint = f"; {limit}: load models at import, outside of the function"
+        hint = "; a reward may allocate as much as --reward-memory says, beyond what importing its file takes: load "
+        hint += "models at import, outside of the function"
     try:
         return Result(0.0, own_traceback(error) + hint, said + hint)
     except Exception:  # noqa: BLE001  out of memory again, or the error cannot be written
@@ -90,15 +90,20 @@ def _failure(error: BaseException) -> Result:
 
 
 def serve(
-    parent: Connection, lifeline: Connection, output: Connection | None, scoring: Scoring, time: tuple[float, float]
+    parent: Connection,
+    lifeline: Connection,
+    output: Connection | None,
+    scoring: Scoring,
+    limits: tuple[float, float, Bounds],
 ) -> None:
     """Score batches of groups until the parent hangs up; what is printed goes to `output`, or nowhere.
 
-    The first message is why the task cannot be loaded, or "", and whether the scorer compares. `time` is the limit
-    for one answer, and how far over it this process goes before it ends itself.
+    The first message is why the task cannot be loaded, or "", and whether the scorer compares. `limits` are the
+    seconds for one answer, how far over them this process goes before it ends itself, and all else that it may take.
     """
+    answer_s, grace_s, bounds = limits
     make_unfailing()  # for what rewards print
-    isolate(output)
+    isolate(bounds, output)
     guard(parent, lifeline)
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
     try:
@@ -109,13 +114,13 @@ def serve(
     except BaseException:  # noqa: BLE001  any reason at all is reported to the parent, which raises
         parent.send((traceback.format_exc()[-MAX_ERROR_CHARS:], False))
         return
-    limit_memory()
+    limit_memory(bounds.memory_bytes)
     parent.send(("", scorer.compares))
     process = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
             for answers in parent.recv():
-                _set_alarm(time[0] * len(answers) + time[1])
+                _set_alarm(answer_s * len(answers) + grace_s)
                 results = _score_in_worker(scorer, answers)
                 if os.getpid() != process:
                     os._exit(0)  # a child that the reward has forked came back as well: one of the two may speak

@@ -9,9 +9,17 @@ import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
-MEMORY_BYTES = 4 << 30  # what a worker may allocate after it has loaded the task
 _SET_DEATH_SIGNAL, _ADOPT_ORPHANS = 1, 36  # of Linux's prctl
+
+
+class Bounds(NamedTuple):
+    """What a process that runs a user's code may take."""
+
+    import_s: float = 60.0  # until it is ready
+    memory_bytes: int = 4 << 30  # that it may allocate after that; 0: any number
+    sees_gpus: bool = False
 
 
 def end_processes(leader: int) -> None:
@@ -40,8 +48,13 @@ def _below(leader: int) -> Iterator[tuple[int, int]]:
             yield child, group
 
 
-def isolate(output: Connection | None = None) -> None:
-    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to the output."""
+def isolate(bounds: Bounds, output: Connection | None = None) -> None:
+    """Lead a process group of its own (no Ctrl-C meant for the parent reaches it), and print to the output.
+
+    CUDA finds no GPU there, unless the bounds say so: what a user's library takes of one, the run would lack.
+    """
+    if not bounds.sees_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(os, "setsid"):
         os.setsid()
     handle = os.open(os.devnull, os.O_WRONLY) if output is None else output.fileno()
@@ -101,13 +114,13 @@ def _end_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def limit_memory() -> None:
-    """Make an allocation beyond the limit a MemoryError rather than the machine's death (Linux)."""
-    if sys.platform == "linux":
+def limit_memory(num_bytes: int) -> None:
+    """Make an allocation of more than that from now on (0: any) a MemoryError, not the machine's death (Linux)."""
+    if sys.platform == "linux" and num_bytes:
         import resource
 
         num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = num_pages * resource.getpagesize() + MEMORY_BYTES
+        limit = num_pages * resource.getpagesize() + num_bytes
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         if hard == resource.RLIM_INFINITY or limit < hard:
             resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
