@@ -17,6 +17,7 @@ from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
 from rwkv_es.run.weights import weights_of
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks
+from rwkv_es.task.sets import with_sets
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs import evaluate as evaluation
 from rwkv_es.verbs import export as exporting
@@ -112,7 +113,8 @@ def _prepared(
         return config, None, None
     if isinstance(reward, str) and reward:
         raise ConfigError(f"a task that is a Python object takes a reward that is a function; got {reward!r}")
-    full = own_task if own_task is not None else load_tasks(config.task, config.data)
+    own_task = with_sets(own_task, config.eval_sets, {}) if own_task is not None else None
+    full = own_task if own_task is not None else load_tasks(config.task, config.data, config.eval_sets)
     function = full.reward if isinstance(reward, str) else reward
     return config, full, scorer_of(function, full, "task" if isinstance(reward, str) else "auto")
 

@@ -1,6 +1,5 @@
 """What a verb works with: model, tokenizer, task and scorers; problems go in, scored answers come out."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,7 @@ from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool, bounds_of
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.system.errors import ConfigError
-from rwkv_es.task.mixture import load_tasks, overlap
+from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
 
@@ -82,7 +81,7 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         ConfigError, CheckpointError, TaskError: something cannot be loaded or does not fit.
     """
     path, base, model = open_model(config)
-    task = load_tasks(config.task, config.data) if task is None else task
+    task = load_tasks(config.task, config.data, config.eval_sets) if task is None else task
     tokenizer = load_tokenizer(config.tokenizer, path, model.arch.n_vocab)
     prompting = Prompting(config.template, config.system, config.shots)
     parts = tuple(part_of_task(part, tokenizer, prompting, config) for part in task.parts or (task,))
@@ -128,6 +127,7 @@ def open_scorers(config: Config, scorer: Scorer | None = None) -> Iterator[Rewar
         config.reward_error_limit,
         reward=config.reward,
         signature=config.reward_signature,
+        sets=config.eval_sets,
         bounds=bounds_of(config),
         scorer=scorer,
     ) as scorers:
@@ -161,17 +161,6 @@ def examined_alone(session: Session) -> Session:
     return steady(session, verdict)
 
 
-def warn_if_splits_overlap(session: Session) -> None:
-    """Warn on stderr if held-out problems are trained on too: their score then says little."""
-    train, test = session.task.problems("train"), session.task.problems("test")
-    if num_shared := overlap(train, test):
-        print(
-            f"rwkv-es: {num_shared} of the {len(test)} held-out problems are also training problems; for an honest "
-            "score pass --data with a folder of train.jsonl and test.jsonl that share none",
-            file=sys.stderr,
-        )
-
-
 def answer(
     session: Session,
     problems: Sequence[Problem],
@@ -179,34 +168,37 @@ def answer(
     samples: int = 1,
     scorers: RewardPool | None = None,
     *,
+    first: int = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Answers:
     """Let every member answer every problem `samples` times; hand each answer to `scorers` as soon as it has ended.
 
-    `advance` is told how many answers have ended since the last time.
+    `first` is the number of the first problem: of several processes that share problems, each has a stretch of them,
+    and what is sampled is a function of the number. `advance` is told how many answers have ended since the last time.
 
     A reward that compares sees a mirrored pair's answers to a problem together: pairs are never split among processes.
     """
     prompts = [encode_prompt(session, problem) for problem in problems]
     parts = [part_of(session, problem) for problem in problems]
     requests = [
-        Request(member, index, prompt, parts[index].max_new_tokens, sample, members.step, stops=parts[index].stops)
+        Request(member, number, prompt, part.max_new_tokens, sample, members.step, stops=part.stops)
         for member in members.ids
-        for index, prompt in enumerate(prompts)
+        for number, (prompt, part) in enumerate(zip(prompts, parts), first)
         for sample in range(samples)
     ]
-    answered = [problems[request.problem] for request in requests]
+    asked = [(problems[request.problem - first], parts[request.problem - first]) for request in requests]
+    answered = [problem for problem, _ in asked]
     group_of = grouping(session.reward_group, requests)
     texts = [""] * len(requests)
 
-    settings = [parts[request.problem].setting if session.environments else None for request in requests]
+    settings = [part.setting if session.environments else None for _, part in asked]
     episodes = Episodes(session.environments, session.tokenizer, begun(requests, answered, settings))
 
     def on_finished(ended: Mapping[int, Completion]) -> None:
         for place, completion in ended.items():
             if place in episodes.by_place:
                 continue
-            texts[place] = text_of(session.tokenizer, parts[requests[place].problem], completion.tokens)
+            texts[place] = text_of(session.tokenizer, asked[place][1], completion.tokens)
             if scorers is not None and completion.finish != "broken":
                 group = group_of(requests[place])
                 scorers.submit(place, Answer(answered[place], texts[place], completion.tokens, members.step), group)

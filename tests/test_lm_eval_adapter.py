@@ -13,10 +13,10 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: p
 
 from rwkv_es.config.options import Config
 from rwkv_es.lm_eval_adapter import RwkvLM, read_options, split
-from rwkv_es.measure import lm_eval_rules
 from rwkv_es.model.sampler import SamplingParams
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.task import lm_eval_rules
 from rwkv_es.verbs.evaluate import evaluate, generate
 
 

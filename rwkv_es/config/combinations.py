@@ -42,15 +42,15 @@ def _has_own_reward(config: Config) -> bool:
 
 
 _OF_WORKERS = "reward_timeout reward_import_timeout reward_memory reward_cuda"
-_OF_TASK = "task data template system shots bos samples split eval_size reward reward_signature reward_workers"
-_OF_TASK += " reward_group reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
+_OF_TASK = "task data template system shots bos samples split eval_size eval_sets reward reward_signature"
+_OF_TASK += " reward_workers reward_group reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
 _OF_TASK += f" presence_penalty frequency_penalty penalty_decay {_OF_WORKERS}"
-_OF_SAMPLING = "samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
+_OF_SAMPLING = "samples eval_samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
 _OF_SAMPLING += f" max_new_tokens reward reward_signature reward_error_limit {_OF_WORKERS}"
 _RULES = (
     _Rule(_OF_SAMPLING, _samples_nothing, "with objective logprob alone, which reads answers and samples none"),
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),
-    _Rule("samples", _is_greedy, "if all answers are greedy, since they are all the same; try --temperature 1"),
+    _Rule("samples eval_samples", _is_greedy, "if all answers are greedy, so all the same; try --temperature 1"),
     _Rule("top_p top_k min_p", lambda c: not c.temperature, "at temperature 0, which is greedy; try --temperature 1"),
     _Rule("temperature top_p min_p", lambda c: c.top_k == 1, "with top_k 1, which always takes the likeliest token"),
     _Rule("penalty_decay", lambda c: not c.frequency_penalty, "without a frequency_penalty"),
@@ -70,6 +70,8 @@ _RULES = (
         True,
     ),
     _Rule("eval_size", lambda c: not c.eval_every, "without held-out evaluations", "train", True),
+    _Rule("eval_sets eval_samples", lambda c: not c.eval_every, "without held-out evaluations", "train"),
+    _Rule("split", lambda c: bool(c.eval_sets), "with eval_sets, whose held-out problems are asked", "eval"),
     _Rule("reward_signature", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
     _Rule("reward_group", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
     _Rule(_OF_WORKERS, lambda c: not c.reward_workers, "without reward workers; try --reward-workers 1"),

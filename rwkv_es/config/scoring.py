@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rwkv_es.config.option import option
+from rwkv_es.config.option import MOST_SAMPLES, option
 
 SCORE = "train eval doctor"  # verbs that score answers
 
@@ -63,14 +63,31 @@ class EvaluationOptions:
     """Evaluation."""
 
     eval_every: int = option(10, "held-out evaluation every k steps (0: never)", at_least=0, on_resume="free")
-    eval_size: int = option(200, "held-out problems per evaluation (0: all)", SCORE, at_least=0, on_resume="free")
+    eval_sets: str = option(
+        "",
+        "what to judge a model on instead of its task's held-out problems: task,task=DATA,...; the first set decides "
+        "which weights are the best",
+        "train eval",
+        on_resume="free",
+        paths="many",
+    )
+    eval_samples: int = option(
+        0,
+        "answers to each held-out problem at the temperature, besides the greedy one: avg@k and pass@k",
+        at_least=0,
+        at_most=MOST_SAMPLES,
+        on_resume="free",
+    )
+    eval_size: int = option(
+        200, "held-out problems per evaluation and set (0: all)", SCORE, at_least=0, on_resume="free"
+    )
     patience: int = option(
         0,
         "stop after this many held-out evaluations in a row without a better one (0: never)",
         at_least=0,
         on_resume="free",
     )
-    split: str = option("test", "which split to evaluate", "eval", choices=("train", "test"))
+    split: str = option("test", "which split to evaluate", "eval", choices=("train", "test", "all"))
     base: str = option(
         "", "a second checkpoint to compare the model with, on the same problems or text", "eval", paths="one"
     )

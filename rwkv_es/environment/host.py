@@ -43,6 +43,7 @@ class Staging(NamedTuple):
     workers: int
     most_chars: int  # of a reply
     bounds: Bounds = Bounds()
+    sets: str = ""  # what a model is judged on
 
 
 @dataclass
@@ -98,7 +99,7 @@ def serve(parent: Connection, lifeline: Connection, staging: Staging) -> None:
     adopt_orphans()
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not "spawn", as for this
     try:
-        environment = load_tasks(staging.task, staging.data).environment
+        environment = load_tasks(staging.task, staging.data, staging.sets).environment
     except RwkvEsError as error:
         parent.send(str(error))
         return

@@ -163,6 +163,7 @@ def environments_of(config: Config, task: Task, limits: Sequence[Limits], *, is_
         config.reward_workers,
         MOST_CHARS * max(each.tokens for each in limits),
         bounds_of(config),
+        config.eval_sets,
     )
     return Environments(staging, task.environment if is_here else None)
 

@@ -1,6 +1,7 @@
 """What a person sees of a run: one line a step, one a held-out evaluation, and a few answers."""
 
 import math
+from fnmatch import fnmatchcase
 from typing import Any
 
 from rwkv_es.reward.sheet import Scores
@@ -20,9 +21,10 @@ def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
     return [_sample(answers, scores, place, kind) for place, kind in reversed(places.items())]
 
 
-def held_out_samples(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
-    """Pick the first held-out answers for people: of the same problems in every evaluation."""
-    return [_sample(answers, scores, place, HELD_OUT) for place in range(min(_NUM_HELD_OUT, len(answers.texts)))]
+def held_out_samples(answers: Answers, scores: Scores, name: str = "") -> list[dict[str, Any]]:
+    """Pick the first held-out answers for people: of the same problems in every evaluation, of the set of that name."""
+    samples = [_sample(answers, scores, place, HELD_OUT) for place in range(min(_NUM_HELD_OUT, len(answers.texts)))]
+    return [{**sample, "set": name} for sample in samples] if name else samples
 
 
 def _sample(answers: Answers, scores: Scores, place: int, kind: str) -> dict[str, Any]:
@@ -68,15 +70,26 @@ def _length(metrics: dict[str, float], start: str = "") -> str:
 
 
 def held_out_line(num_steps: int, metrics: dict[str, float]) -> str:
-    """Say in one line what a held-out evaluation found; before training, whether there is anything to learn from."""
-    accuracy, is_read = metrics.get("eval/accuracy"), "eval/nats_per_token" in metrics
-    is_alike = num_steps == 0 and not is_read and (metrics["eval/reward"] == 0 or accuracy == 1)
+    """Say what a held-out evaluation found, a set in a line; before training, whether there is much to learn from."""
+    sets = [name.split("/")[1] for name in metrics if fnmatchcase(name, "eval/*/reward")]
+    starts = {f", {name}": f"eval/{name}/" for name in sets} or {"": "eval/"}
+    return "\n".join(
+        f"held out, after {num_steps} steps{name}: {_held_out(num_steps, metrics, start)}"
+        for name, start in starts.items()
+    )
+
+
+def _held_out(num_steps: int, metrics: dict[str, float], start: str) -> str:
+    accuracy, is_read = metrics.get(f"{start}accuracy"), f"{start}nats_per_token" in metrics
+    is_alike = num_steps == 0 and not is_read and (metrics[f"{start}reward"] == 0 or accuracy == 1)
     hint = " (all score alike: `rwkv-es doctor` looks for a signal and says what may help)" if is_alike else ""
     right = "" if accuracy is None else f"accuracy {accuracy:.1%}, "
-    length = "" if accuracy is None else f", {_length(metrics, 'eval/')}"
+    length = "" if accuracy is None else f", {_length(metrics, start)}"
+    sampled = [name for name in metrics if name.rpartition("/")[0] + "/" == start and "@" in name]  # avg first
+    shown = [f", {name.removeprefix(start)} {metrics[name]:.3f}" for name in (*sampled[:1], *sampled[1:][-1:])]
     return (
-        f"held out, after {num_steps} steps: {right}reward {metrics['eval/reward']:.3f} on "
-        f"{metrics['eval/problems']} problems{length}{_likelihood(metrics, 'eval/')}{hint}"
+        f"{right}reward {metrics[f'{start}reward']:.3f}{''.join(shown)} on {metrics[f'{start}problems']} problems"
+        f"{length}{_likelihood(metrics, start)}{hint}"
     )
 
 

@@ -1,5 +1,6 @@
 """Every number of a step's line and of metrics.jsonl: what it is, its unit, its group, and when to worry."""
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -141,14 +142,30 @@ METRICS = (
     ),
     Metric("eval/accuracy", "eval", "share", "held-out problems whose greedy answer has a reward of 1 or more"),
     Metric("eval/problems", "eval", "problems", "held-out problems that were asked"),
-    Metric("eval/*", "eval", "", "the same numbers of a held-out evaluation"),
+    Metric(
+        "eval/avg@*",
+        "eval",
+        "reward",
+        "mean reward of --eval-samples answers to each held-out problem, at the temperature of the training",
+    ),
+    Metric(
+        "eval/pass@*",
+        "eval",
+        "share",
+        "held-out problems that one of k such answers solves, estimated without bias from all of them",
+        "it falls while accuracy rises: answers become alike, so raise --temperature, or try --objective pass",
+    ),
+    Metric(
+        "eval/*", "eval", "", "the same numbers of a held-out evaluation; eval/SET/...: of one of several --eval-sets"
+    ),
     Metric("reward/*", "reward", "reward", "mean of one of several --reward functions, before its weight"),
     Metric("log/*", "log", "", "mean of what a reward logs: a key of verl's dict, TRL's log_metric and log_extra"),
 )
 
 
 def metric(name: str) -> Metric | None:
-    """Return what is known of a metric."""
+    """Return what is known of a metric; of an evaluation set's what is known of it in any evaluation."""
+    name = re.sub("^eval/[^/]+/", "eval/", name)
     return next((known for known in METRICS if fnmatchcase(name, known.name)), None)
 
 

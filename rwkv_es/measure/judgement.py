@@ -8,9 +8,9 @@ import torch
 
 from rwkv_es.environment.episodes import Turn
 from rwkv_es.es.fitness import combine
-from rwkv_es.measure import lm_eval_rules
 from rwkv_es.measure.metrics import StepCounts, lengths
-from rwkv_es.measure.statistics import difference, estimate, mcnemar, pass_at_k
+from rwkv_es.measure.statistics import difference, estimate, mcnemar, passes
+from rwkv_es.task import lm_eval_rules
 from rwkv_es.task.answers import vote
 from rwkv_es.task.task import Problem, Task
 
@@ -40,6 +40,7 @@ class Judgement(NamedTuple):
     greedy: Judged
     sampled: Judged | None
     counted: StepCounts
+    name: str = ""  # of the evaluation set
 
     def values(self) -> dict[str, list[float]]:
         """Return every metric's value for each problem."""
@@ -74,10 +75,9 @@ def of_samples(judged: Judged) -> dict[str, list[float]]:
     size = len(judged.texts) // len(judged.problems)
     rewards = torch.tensor(judged.rewards, dtype=torch.float64).reshape(1, -1, size)
     agreed = combine(rewards, "maj", [vote(text) for text in judged.texts])
-    num_right = (rewards[0] >= 1).sum(-1).tolist()
-    ks = sorted({size, *(2**i for i in range(size.bit_length()))})
-    passes = {f"pass@{k}": [pass_at_k(size, right, k) for right in num_right] for k in ks}
-    return {f"avg@{size}": rewards[0].mean(-1).tolist(), f"maj@{size}": agreed[0].tolist(), **passes}
+    found = passes(size, (rewards[0] >= 1).sum(-1).tolist())
+    means = {f"avg@{size}": rewards[0].mean(-1).tolist(), f"maj@{size}": agreed[0].tolist()}
+    return {**means, **{f"pass@{k}": values for k, values in found.items()}}
 
 
 def describe(judgement: Judgement) -> dict[str, Any]:

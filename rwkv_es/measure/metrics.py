@@ -16,6 +16,7 @@ from rwkv_es.engine.references import Reading
 from rwkv_es.environment.counts import EpisodeCounts, counts_of, lengths_of
 from rwkv_es.es.fitness import has_signal
 from rwkv_es.es.strategy import Update
+from rwkv_es.measure.statistics import passes
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.session import Answers
@@ -217,21 +218,28 @@ def held_out(rewards: Sequence[float | None], counted: StepCounts) -> dict[str, 
     }
 
 
-def held_out_by(objective: Objective, found: Tensor, counted: StepCounts) -> dict[str, float]:
-    """Summarise an evaluation by an objective: found (P,4), each problem's reward and columns of `Reading.table`.
+def held_out_by(
+    objective: Objective, found: Tensor, counted: StepCounts, num_samples: int = 0, name: str = ""
+) -> dict[str, float]:
+    """Summarise an evaluation by an objective: found (P,6), each problem's reward, columns of `Reading.table`, the mean
+    reward and the number of right ones of `num_samples` further answers.
 
-    The accuracy is that of the sampled answers; without any there is none.
+    The accuracy is that of the greedy answers; without any there is none. name: of the evaluation set.
     """
     metrics = held_out(found[:, 0].tolist(), counted)
     if objective.logprob:
-        log_likelihood, tokens, num_bytes = found[:, 1:].unbind(1)
+        log_likelihood, tokens, num_bytes = found[:, 1:4].unbind(1)
         per_token = (log_likelihood / tokens).mean().item()
         metrics["eval/reward"] = objective.outcome * metrics["eval/reward"] + objective.logprob * per_token
         metrics["eval/nats_per_token"] = -(log_likelihood.sum() / tokens.sum()).item()
         metrics["eval/bits_per_byte"] = -(log_likelihood.sum() / num_bytes.sum()).item() / math.log(2)
     if not objective.samples:
         del metrics["eval/accuracy"]
-    return metrics
+    if num_samples:
+        metrics[f"eval/avg@{num_samples}"] = found[:, 4].mean().item()
+        each = passes(num_samples, found[:, 5].int().tolist())
+        metrics.update({f"eval/pass@{k}": sum(values) / len(values) for k, values in each.items()})
+    return {f"eval/{name}/{key.removeprefix('eval/')}": value for key, value in metrics.items()} if name else metrics
 
 
 def as_numbers(rewards: Sequence[float | None]) -> list[float]:

@@ -103,7 +103,12 @@ def charts_of(names: Iterable[str], is_split: bool = False) -> list[dict[str, An
     evaluated = sorted(
         n for n in names if n.startswith("eval/") and n.endswith(("/reward", "/accuracy")) and n not in shown
     )
-    charts[2:2] = [(f"Held out: {name.removeprefix('eval/')}", [name]) for name in evaluated]
+    sampled = dict.fromkeys(name.rpartition("@")[0] + "@" for name in names if name.startswith("eval/") and "@" in name)
+    alike = [(start, [name for name in names if name.startswith(start)]) for start in sampled]  # of all k
+    charts[2:2] = [
+        (f"Held out: {name.removeprefix('eval/')}", wanted)
+        for name, wanted in (*((name, [name]) for name in evaluated), *((f"{start}k", found) for start, found in alike))
+    ]
     for title, start in _IN_GROUPS:
         found = [name for name in names if name.startswith(start)]
         parts = [found[i : i + _MOST_IN_A_CHART] for i in range(0, len(found), _MOST_IN_A_CHART)]

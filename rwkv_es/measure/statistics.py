@@ -32,6 +32,12 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
+def passes(num_samples: int, num_right: Sequence[int]) -> dict[int, list[float]]:
+    """Return `pass_at_k` of each problem, by its number of right samples, for k = 1, 2, 4, ... and all samples."""
+    ks = sorted({num_samples, *(2**i for i in range(num_samples.bit_length()))})
+    return {k: [pass_at_k(num_samples, right, k) for right in num_right] for k in ks}
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """Estimate the mean of one value per problem: Wilson's interval if all are 0 or 1, else the bootstrap's."""
     if set(values) <= {0.0, 1.0}:

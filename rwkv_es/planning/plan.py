@@ -112,7 +112,8 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
         device = _measured(header, targets, load, asked, device)
     memory = needed(header.arch, targets, load)
     is_timed = device.flops > 0 and device.bandwidth > 0
-    held_out = asked._replace(answers=config.eval_size, rows_per_member=max(config.eval_size, 1))
+    held_out_answers = config.eval_size * (1 + config.eval_samples) * (1 + config.eval_sets.count(","))
+    held_out = asked._replace(answers=held_out_answers, rows_per_member=max(held_out_answers, 1))
     has_evaluation = is_timed and config.eval_every and config.eval_size
     return Plan(
         config=config,

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from rwkv_es.reward.pool import RewardPool
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.session import Session, encode_prompt, part_of, reference
 from rwkv_es.system.errors import ConfigError, TaskError
-from rwkv_es.task.task import SPLITS, Problem
+from rwkv_es.task.task import SPLITS, EvaluationSet, Problem, Task
 
 NUM_GOLD = 32  # gold answers of a split that are scored before a training run: each may take its whole time limit
 
@@ -39,8 +40,8 @@ def preflight(config: Config, session: Session, scorers: RewardPool) -> None:
         RewardError: the reward fails on most of them.
     """
     objective, splits = objective_of(config.objective), SPLITS if config.eval_every else SPLITS[:1]
-    for problem in (problem for split in splits for problem in session.task.problems(split)[:NUM_GOLD]):
-        if objective.logprob:
+    if objective.logprob:
+        for _, problem in _named(session.task, splits, NUM_GOLD):
             reference(session, problem)  # says what cannot be read
     if not objective.samples:
         return
@@ -64,13 +65,18 @@ def refuse_wrong(config: Config, gold: Gold) -> None:
         )
 
 
+def _named(task: Task, splits: Sequence[str], size: int) -> Iterator[tuple[str, Problem]]:
+    """Yield the first problems of some splits with names for people: instead of "test" of what a model is judged on."""
+    for split in splits:
+        asked = task.judged_on() if split == "test" else [EvaluationSet("", partial(task.problems, split))]
+        for name, problems in asked:
+            for index, problem in enumerate(problems()[: size or None]):
+                yield f"{name or split} problem {index + 1} ({problem.prompt[:60]!r})", problem
+
+
 def check_gold(session: Session, scorers: RewardPool, size: int, splits: Sequence[str]) -> Gold:
     """Tokenise and score the known answers of the first `size` (0: all) problems of some splits."""
-    named = [
-        (f"{split} problem {index + 1} ({problem.prompt[:60]!r})", problem)
-        for split in splits
-        for index, problem in enumerate(session.task.problems(split)[: size or None])
-    ]
+    named = list(_named(session.task, splits, size))
     lengths = [len(encode_prompt(session, problem)) for _, problem in named]
     prompts = (min(lengths), median(lengths), max(lengths))
     known = [(n, problem) for n, problem in named if problem.answer and part_of(session, problem).setting is None]

@@ -13,6 +13,7 @@ from rwkv_es.reward.loading import form_of, load_function
 from rwkv_es.reward.values import number
 from rwkv_es.system.errors import own_traceback
 from rwkv_es.system.texts import printable
+from rwkv_es.task.division import Side
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem, Task
 
@@ -29,7 +30,8 @@ def check_reward(config: Config, answered: Callable[[Task, list[Problem]], list[
         RwkvEsError: task, data, reward or model cannot be loaded.
     """
     task = load_tasks(config.task, config.data)
-    problems = list(task.problems("train")[:NUM_PROBLEMS])
+    found = task.problems("train")
+    problems = list((found.whole if isinstance(found, Side) else found)[:NUM_PROBLEMS])  # of a file as it stands
     sampled = answered(task, problems) if answered is not None else [[] for _ in problems]
     for part in parse_rewards(config.reward):
         print(form_in_words(part.reference, config.reward_signature))

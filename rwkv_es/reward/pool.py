@@ -59,6 +59,7 @@ class RewardPool:
         *,
         reward: str = "",
         signature: str = "auto",
+        sets: str = "",
         bounds: Bounds = DEFAULT_BOUNDS,
         scorer: Scorer | None = None,
     ) -> None:
@@ -68,8 +69,8 @@ class RewardPool:
         if scorer is not None:  # a Python object: it scores in this process
             self._scorer, self.is_users, self._num_workers, self._workers = scorer, True, 0, []
             return
-        scoring = Scoring(task_spec, data, reward, signature)
-        task = load_tasks(task_spec, data)
+        scoring = Scoring(task_spec, data, reward, signature, sets)
+        task = load_tasks(task_spec, data, sets)
         if reward and task.environment is not None:
             raise RewardError(f"the environment of task {task.name} gives its rewards; leave --reward out")
         if not workers and task.timeout_s < math.inf:

@@ -29,6 +29,7 @@ class Scoring(NamedTuple):
     data: str = ""
     reward: str = ""  # "": the task's own
     signature: str = "auto"
+    sets: str = ""  # what a model is judged on
 
 
 class Result(NamedTuple):
@@ -48,7 +49,8 @@ def load(scoring: Scoring) -> Scorer:
         TaskError, RewardError: one of them cannot be loaded.
     """
     event_loop()  # before a user's file is imported, which may make a client for it
-    return load_scorer(load_tasks(scoring.task, scoring.data), scoring.reward, scoring.signature)
+    task = load_tasks(scoring.task, scoring.data, scoring.sets)
+    return load_scorer(task, scoring.reward, scoring.signature)
 
 
 def score_alone(scorer: Scorer, answer: Answer) -> Result:

@@ -27,7 +27,7 @@ FREE = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "free"}
 # What the weights of past steps are a function of, besides the base and the ledger: a fork may change all others.
 LASTING = {name for name, f in FIELDS.items() if f.metadata["on_resume"] == "same"} | {"base_sha256"}
 BY_CONTENT = {"model", "data", "tokenizer", "reward"}  # paths: what they hold counts, not where it is
-_WITH_PATHS = {"task", "shots", "run"}
+_WITH_PATHS = {"task", "shots", "run", "eval_sets"}
 FORKED_AT = "forked_at"  # key under PROVENANCE: how many steps a fork has taken over
 ENGINE_DTYPE = "engine_dtype"  # the same: what the base was rounded to when the run began
 BEST_SINCE = "best_since"  # the same: the step from which on held-out scores can be compared
@@ -68,11 +68,15 @@ def _of_problems(task: Task) -> Iterable[bytes]:
             yield f"{split} {type(error).__name__}".encode()
             continue
         yield f"{split} {len(problems)}".encode()
-        few = problems[:_FEW] if isinstance(problems, Generated) else problems
-        for problem in few:
-            yield repr((problem.prompt, problem.answer, sorted(problem.meta.items(), key=str))).encode(
-                "utf-8", "replace"
-            )
+        yield from _texts_of(problems)
+    for name, of_set in task.sets:
+        yield name.encode()
+        yield from _texts_of([*of_set()])
+
+
+def _texts_of(problems: Sequence[Problem]) -> Iterable[bytes]:
+    for problem in problems[:_FEW] if isinstance(problems, Generated) else problems:
+        yield repr((problem.prompt, problem.answer, sorted(problem.meta.items(), key=str))).encode("utf-8", "replace")
 
 
 def _stable(value: Any) -> Any:
@@ -150,6 +154,8 @@ def check_same_run(
     changed = [words for key, words in CONTENTS.items() if past.get(key, made_with.get(key)) != made_with.get(key)]
     if before["eval_size"] != options["eval_size"]:
         changed.append("the number of held-out problems (eval_size)")
+    if without_folders("eval_sets", before["eval_sets"]) != without_folders("eval_sets", options["eval_sets"]):
+        changed.append("the evaluation sets (eval_sets)")
     made_with[BEST_SINCE] = next_step if changed else past.get(BEST_SINCE, 0)
     return made_with, changed
 

@@ -24,7 +24,10 @@ def with_weights(values: Mapping[str, Any], verb: str) -> dict[str, Any]:
     """
     found = dict(values)
     if is_run_folder(run := expanded(str(values.get("model", "")))):
-        found = found if verb == "train" else {**load_file(run), **values}
+        of_run = {} if verb == "train" else load_file(run)
+        if values.keys() & {"task", "data"}:  # asked for instead of what the run was judged on
+            of_run.pop("eval_sets", None)
+        found = {**of_run, **values}
         found.update(weights_of(Path(run), values, takes_state="state" in OPTIONS[verb]))
     if is_run_folder(run := expanded(str(values.get("base", "")))):
         found["base"] = weights_of(Path(run), found, takes_state=False)["model"]

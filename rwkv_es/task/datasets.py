@@ -1,56 +1,97 @@
-"""Rows of data sets: JSONL and parquet files, sets of the Hugging Face hub; and what may never be trained on."""
+"""Rows of data sets: files, folders, sets of the Hugging Face hub; their splits; and what may never be trained on."""
 
-import gzip
 import hashlib
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rwkv_es.system.errors import TaskError
+from rwkv_es.system.rows import SUFFIXES, Row, rows_of_file
+from rwkv_es.task.division import side_of
 from rwkv_es.task.held_out import HELD_OUT_YEARS, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-LONGEST_LINE, LARGEST_FILE = 64 << 20, 8 << 30  # bytes of a data file, unpacked
+HUB_PREFIX = "hf:"
+HELD_OUT_SPLITS = ("test", "validation")  # the first that is there
 QUESTION_FIELDS = ("prompt", "question", "problem")
 
-Row = Mapping[str, Any]
+
+class Rows(NamedTuple):
+    """Rows, each with where it stands, for messages."""
+
+    each: Iterator[tuple[str, Row]]
+    is_whole: bool = False  # of data that have no splits
 
 
-def read_problems(data: str, split: str, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> list[Problem]:
-    """Read a file (for every split), or those of the split in a folder (see `data_files`).
+def read_problems(
+    data: str, split: str, fields: Mapping[str, type], make: Callable[[Row], Problem], *, is_divided: bool = True
+) -> Sequence[Problem]:
+    """Read the problems of a split, see `problems_of`.
 
-    `make` turns a row, which has all `fields` in their types, into a problem; its ValueError names the line.
+    `make` turns a row, which has all `fields` in their types, into a problem; its ValueError names the line. Data
+    without splits are read for every split alike if they are not to be divided.
 
     Raises:
         TaskError: unreadable, no problems, a bad line, or a problem that must not be trained on.
     """
-    return [_to_problem(where, row, fields, make) for where, row in read_rows(data, split)]
+
+    def checked(where: str, row: Row) -> Problem:
+        return _to_problem(where, row, fields, make)
+
+    return problems_of(data, split, checked, is_divided=is_divided)
 
 
-def read_rows(data: str, split: str) -> Iterator[tuple[str, Row]]:
-    """Yield where each row stands, for messages, and the row; of the train split with a look at what it may hold.
+def problems_of(
+    data: str, split: str, make: Callable[[str, Row], Problem], *, is_divided: bool = True
+) -> Sequence[Problem]:
+    """Make the problems of a split of a file, a folder or `hf:owner/name[:config]`.
+
+    Without splits of their own (one file, a set with `train` alone), they are divided by `side_of`.
 
     Raises:
         TaskError: unreadable, no rows, not an object, or a problem that must not be trained on.
     """
-    for file in data_files(data, split):
-        for where, row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
-            if split == "train":
-                refuse_held_out(where, row)
-            yield where, row
+    rows = _rows_of_hub(data, split) if data.startswith(HUB_PREFIX) else _rows_of_files(data, split)
+    found = [make(where, row) for where, row in rows.each]
+    return side_of(found, split, data) if rows.is_whole and is_divided else found
+
+
+def read_rows(data: str, split: str) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a split's files, or of all of them if they have none; each with where it stands.
+
+    Raises:
+        TaskError: unreadable, no rows, not an object, or a problem that must not be trained on.
+    """
+    return _rows_of_files(data, split).each
 
 
 def fetch_rows(name: str, config: str, split: str) -> Iterator[tuple[str, Row]]:
-    """Yield the rows of a set of the Hugging Face hub, named as in `read_rows`.
+    """Yield the rows of a split of a set of the Hugging Face hub, named as in `read_rows`.
 
     Raises:
         TaskError: `datasets` is not installed, or it cannot fetch the set.
     """
+    return _looked_through(split, _numbered(f"{name}, {split}", _fetched(name, config, split=split)))
+
+
+def _rows_of_files(data: str, split: str) -> Rows:
+    files, is_whole = data_files(data, split)
+    return Rows(_looked_through(split, (named for file in files for named in rows_of_file(file))), is_whole)
+
+
+def _rows_of_hub(data: str, split: str) -> Rows:
+    name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
+    splits = _fetched(name, config)
+    chosen, is_whole = _chosen(list(splits), split)
+    if chosen is None:
+        raise TaskError(f"{name} has no split {split}, only {', '.join(splits)}; pass --data with a local copy instead")
+    return Rows(_looked_through(split, _numbered(f"{name}, {chosen}", splits[chosen])), is_whole)
+
+
+def _fetched(name: str, config: str, **named: str) -> Any:
     try:
         import datasets
     except ImportError:
@@ -59,12 +100,27 @@ def fetch_rows(name: str, config: str, split: str) -> Iterator[tuple[str, Row]]:
             "or install the extra that fetches it: pip install rwkv-es[tasks]"
         ) from None
     try:
-        rows = datasets.load_dataset(name, *([config] if config else []), split=split)
+        return datasets.load_dataset(name, *([config] if config else []), **named)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TaskError(f"{name} cannot be fetched ({reason}); pass --data with a local copy instead") from None
-    for index, row in enumerate(rows, 1):
-        where = f"{name}, {split} row {index}"
+
+
+def _numbered(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"{name} row {index}", row) for index, row in enumerate(rows, 1))
+
+
+def _chosen(names: Sequence[str], split: str) -> tuple[str | None, bool]:
+    """Choose which of some named splits to read, and say whether it stands for both sides."""
+    held_out = next((name for name in HELD_OUT_SPLITS if name in names), None)
+    if split == "test" and held_out:
+        return held_out, False
+    train = "train" if "train" in names else None if held_out or len(names) != 1 else names[0]
+    return train, held_out is None
+
+
+def _looked_through(split: str, rows: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    for where, row in rows:
         if split == "train":
             refuse_held_out(where, row)
         yield where, row
@@ -107,81 +163,42 @@ def _fingerprints() -> Any:
     return Fingerprints({name: key.get("fingerprints", ()) for name, key in aime_keys().items()})
 
 
-def data_files(data: str, split: str) -> list[Path]:
-    """Return the files with a split's rows: the file itself, or of a folder {split}.jsonl, .jsonl.gz or .parquet.
+def data_files(data: str, split: str) -> tuple[list[Path], bool]:
+    """Return the files with a split's rows, and whether they stand for both splits.
 
-    Else its shards in the order of their names, as data sets come from the hub: {split}-*.parquet in the folder or in
-    its folder data, or any in a folder {split}.
+    Of a folder these are {split}.jsonl, .parquet, ..., else its shards in the order of their names, as data sets come
+    from the hub: {split}-*.parquet in the folder or in its folder data, or any in a folder {split}; `validation` is
+    as good as `test`. A file, a folder with `train` alone, and one whose files are named otherwise, stand for both.
 
     Raises:
         TaskError: there are none.
     """
     path = Path(data).expanduser()
     if os.path.isfile(path):
-        return [path]
-    for pattern in (f"{split}", f"{split}-*", f"data/{split}-*", f"{split}/*"):
-        for suffix in SUFFIXES:
-            if found := sorted(file for file in path.glob(f"{pattern}{suffix}") if file.is_file()):
-                return found
+        return [path], True
+    held_out = next(filter(None, (_files_named(path, name) for name in HELD_OUT_SPLITS)), [])
+    if held_out:
+        found, is_whole = held_out if split == "test" else _files_named(path, "train"), False
+    else:
+        found, is_whole = _files_named(path, "train") or _matching(path, ("*", "data/*")), True
+    if found:
+        return found, is_whole
     names = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
     wanted = f"has none of {names}, nor shards like {split}-*.parquet" if os.path.isdir(path) else "does not exist"
     raise TaskError(f"the data path {data} {wanted}; give a JSONL file or a folder with one for each split")
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    open_file: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
-    try:
-        with open_file(file, "rb") as lines:  # of bytes: they end at b"\n" alone, never at U+2028
-            numbered = [(f"{file}, line {i}", line) for i, line in enumerate(_bounded(lines), 1) if line.strip()]
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
-        raise TaskError(f"the data file {file} cannot be read: {error}") from None
-    if not numbered:
-        raise TaskError(f"the data file {file} holds no problems; it needs one JSON object a line")
-    for where, line in numbered:
-        try:
-            row = json.loads(line)
-        except RecursionError:
-            raise TaskError(f"{where} is nested too deep") from None
-        except ValueError as error:
-            raise TaskError(f"{where} is not JSON: {str(error)[:200]}") from None
-        if not isinstance(row, dict):
-            raise TaskError(f"{where} must be a JSON object; got {type(row).__name__}")
-        yield where, row
+def _files_named(path: Path, name: str) -> list[Path]:
+    return _matching(path, (name, f"{name}-*", f"data/{name}-*", f"{name}/*"))
 
 
-def _bounded(lines: Any) -> Iterator[bytes]:
-    """Yield a file's lines, as long as it is a file of problems and no bomb.
-
-    Raises:
-        OSError: a line, or all of them, have more bytes than any problems have.
-    """
-    total = 0
-    while line := lines.readline(LONGEST_LINE + 1):
-        total += len(line)
-        if len(line) > LONGEST_LINE or total > LARGEST_FILE:
-            raise OSError(f"more than {LONGEST_LINE:,} bytes in a line or {LARGEST_FILE:,} in all")
-        yield line
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise TaskError(f"{file} needs an extra to be read: pip install rwkv-es[tasks]") from None
-    try:
-        table = parquet.read_table(file)
-        rows = table.to_pylist()
-    except (OSError, ArrowException) as error:
-        raise TaskError(f"the data file {file} cannot be read: {error}") from None
-    if not rows:
-        raise TaskError(f"the data file {file} holds no problems")
-    import numpy as np
-
-    for name in (field.name for field in table.schema if str(field.type) in ("float", "halffloat")):
-        kind = np.float32 if str(table.schema.field(name).type) == "float" else np.float16
-        for row in rows:  # 0.1, not 0.10000000149011612
-            row[name] = row[name] if row[name] is None else float(str(kind(row[name])))
-    yield from ((f"{file}, row {i}", row) for i, row in enumerate(rows, 1))
+def _matching(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return a folder's files of the first pattern and kind that are there, in the order of their names."""
+    for pattern in patterns:
+        for suffix in SUFFIXES:
+            if found := sorted(file for file in path.glob(f"{pattern}{suffix}") if file.is_file()):
+                return found
+    return []
 
 
 def _to_problem(where: str, row: Row, fields: Mapping[str, type], make: Callable[[Row], Problem]) -> Problem:

@@ -3,13 +3,14 @@
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from rwkv_es.system.errors import TaskError
+from rwkv_es.task.sets import by_part, with_sets
 from rwkv_es.task.task import PART, Generated, Problem, Task, load_task
 
 LONGEST_CYCLE = 100_000  # problems in which every part comes exactly as often as its weight says
@@ -57,16 +58,22 @@ def draw(problems: Sequence[Problem], seed: int, position: int) -> Problem:
     return problems[_place_in_passes(seed, position, len(problems))]
 
 
-def load_tasks(spec: str, data: str = "") -> Task:
+def load_tasks(spec: str, data: str = "", sets: str = "") -> Task:
     """Load a task, or a mixture: `svamp=1,gsm8k=2,countdown=1`, with `svamp=FOLDER,gsm8k=FOLDER` as data.
 
+    With evaluation sets, written `gsm8k,math=FILE`, these are what a model is judged on, see `with_sets`.
+
     Raises:
-        TaskError: a part cannot be loaded, or the mixture is not written like that.
+        TaskError: a part or set cannot be loaded, or is not written like that.
     """
     named = parse(spec)
     if named is None:
-        return load_task(spec, data)
+        return with_sets(load_task(spec, data), sets, {spec: data})
     sources = _sources(data, [part.spec for part in named]) if data else {}
+    return with_sets(_mixture(spec, named, sources), sets, sources)
+
+
+def _mixture(spec: str, named: Sequence[Named], sources: Mapping[str, str]) -> Task:
     parts = tuple(load_task(part.spec, sources.get(part.spec, "")) for part in named)
     weights = [part.weight for part in named]
     whole_weights(weights)  # refused now, not when problems are asked for
@@ -74,25 +81,14 @@ def load_tasks(spec: str, data: str = "") -> Task:
     def problems(split: str) -> Sequence[Problem]:
         return Mixed([part.problems(split) for part in parts], weights)
 
-    def reward(problem: Problem, text: str) -> float | None:
-        return parts[problem.meta.get(PART, 0)].reward(problem, text)
-
-    def environment(problem: Problem) -> Any:
-        found = parts[problem.meta.get(PART, 0)].environment
-        assert found is not None, "asked for problems of such tasks only"
-        return found(problem)
-
     return Task(
         spec,
         lru_cache(problems),
-        reward,
         version=",".join(part.version for part in parts),
         stop=(),
         max_new_tokens=max(part.max_new_tokens for part in parts),
         template=parts[0].template,
-        timeout_s=min(part.timeout_s for part in parts),
-        environment=environment if any(part.environment for part in parts) else None,
-        parts=parts,
+        **by_part(parts),
     )
 
 

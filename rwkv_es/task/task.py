@@ -14,7 +14,7 @@ from enum import Enum
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import rwkv_es
 from rwkv_es.config.option import MOST_NEW
@@ -48,6 +48,13 @@ class Problem:
     meta: Mapping[Any, Any] = field(default_factory=dict, hash=False)  # columns of a row, and `Key`s
 
 
+class EvaluationSet(NamedTuple):
+    """Problems that a model is judged on, under a name; "": its own task's held-out ones."""
+
+    name: str
+    problems: Callable[[], Sequence[Problem]]
+
+
 @dataclass(frozen=True)
 class Task:
     """What a task folder defines. `problems` takes a split; `reward` takes a problem and response prefix + completion.
@@ -68,11 +75,16 @@ class Task:
     timeout_s: float = math.inf
     environment: Callable[[Problem], Any] | None = None  # who replies to answers, and gives the rewards
     limits: Limits = ONE_TURN  # of an episode
-    parts: tuple["Task", ...] = ()  # of a mixture
+    parts: tuple["Task", ...] = ()  # of a mixture; and the tasks of evaluation sets
+    sets: tuple[EvaluationSet, ...] = ()
 
     def part_of(self, problem: Problem) -> "Task":
         """Return the task that a problem belongs to: of a mixture one of its parts."""
         return self.parts[problem.meta.get(PART, 0)] if self.parts else self
+
+    def judged_on(self) -> tuple[EvaluationSet, ...]:
+        """Return what a model is judged on: evaluation sets if there are any, else the task's held-out problems."""
+        return self.sets or (EvaluationSet("", partial(self.problems, "test")),)
 
 
 class Generated(Sequence[Problem]):

@@ -34,10 +34,10 @@ from rwkv_es.session import (
     open_environments,
     open_scorers,
     open_session,
-    warn_if_splits_overlap,
 )
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import draw
+from rwkv_es.task.splits import say_splits
 from rwkv_es.task.task import SPLITS, Problem
 
 NUM_PROMPTS = 16  # that are asked at least
@@ -66,7 +66,7 @@ def doctor(config: Config) -> dict[str, Any]:
             "rwkv-es train and watch nats/token"
         )
     session = examined_alone(open_session(config))
-    warn_if_splits_overlap(session)
+    say_splits(session.task)
     with open_scorers(config) as scorers, open_environments(config, session) as session:
         findings = examine(config, session, scorers)
     result = summary(config, findings)

@@ -28,7 +28,8 @@ from rwkv_es.session import (
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.system.texts import printable
-from rwkv_es.task.task import Problem, Task
+from rwkv_es.task.splits import problems_to_ask, say_division
+from rwkv_es.task.task import EvaluationSet, Problem, Task
 from rwkv_es.verbs.drift import drift, with_base
 
 _NUM_SHOWN = 2  # answers of a model to somebody who looks what a reward does with them
@@ -49,7 +50,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     judgements, result = judged(config)
     if config.out:
         _write_samples(config.out, judgements)
-    show(config, judgements, result)
+    num_models = 1 + bool(config.base)
+    for place, of_set in enumerate(result["sets"].values() if config.eval_sets else [result]):
+        show(config, judgements[num_models * place : num_models * (place + 1)], of_set)
     print(json.dumps(result))
     return result
 
@@ -59,19 +62,27 @@ def judged(
 ) -> tuple[list[Judgement], dict[str, Any]]:
     """Answer and score a split's problems with one model or two; a task and a scorer may be Python objects.
 
-    Returns what is known of each model, and all metrics with their confidence intervals.
+    Returns what is known of each model on each set, and all metrics with their confidence intervals: the first set's,
+    and if there are several of each under `sets`.
     """
     with open_scorers(config, scorer) as scorers:
-        judgements = [judge(each, scorers, task) for each in with_base(config)]
+        by_model = [judge(each, scorers, task) for each in with_base(config)]
+    results = [_result(config, *of_set) for of_set in zip(*by_model)]
+    judgements = [judgement for of_set in zip(*by_model) for judgement in of_set]
+    sets = {of_set["task"]: of_set for of_set in results}
+    return judgements, {**results[0], **({"sets": sets} if config.eval_sets else {})}
+
+
+def _result(config: Config, *judgements: Judgement) -> dict[str, Any]:
     tuned = judgements[-1]
-    result = {"model": str(tuned.path), "task": config.task, "split": config.split, **describe(tuned)}
+    result = {"model": str(tuned.path), "task": tuned.name or config.task, "split": config.split, **describe(tuned)}
     if config.base:
         result.update(base={"model": str(judgements[0].path), **describe(judgements[0])}, **compare(*judgements))
-    return judgements, result
+    return result
 
 
-def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judgement:
-    """Let one model answer greedily and, with a temperature, `samples` times; score all that.
+def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> list[Judgement]:
+    """Let one model answer each set greedily and, with a temperature, `samples` times; score all that.
 
     Raises:
         ConfigError: the split is empty, or the samples would all be the same.
@@ -80,22 +91,26 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> Judg
         raise ConfigError(f"samples is {config.samples}, and at temperature 0 they are all the same; try temperature 1")
     session = examined_alone(open_session(config, task))
     with open_environments(config, session, task) as session:
-        return _judged(config, session, scorers)
+        if session.task.sets:
+            return [_judged(config, session, scorers, of_set) for of_set in session.task.sets]
+        problems = problems_to_ask(session.task, config.split)
+        say_division(problems, "; --split all asks all of them")
+        return [_judged(config, session, scorers, EvaluationSet("", lambda: problems))]
 
 
-def _judged(config: Config, session: Session, scorers: RewardPool) -> Judgement:
-    problems = session.task.problems(config.split)[: config.eval_size or None]
-    with progress(f"{config.task}, greedy", len(problems)) as advance:
+def _judged(config: Config, session: Session, scorers: RewardPool, of_set: EvaluationSet) -> Judgement:
+    problems, task = of_set.problems()[: config.eval_size or None], of_set.name or config.task
+    with progress(f"{task}, greedy", len(problems)) as advance:
         answers = answer(greedy(session), problems, scorers=scorers, advance=advance)
     name = session.base_path.name
     first, counted = _score(answers, problems, scorers, name)
     sampled = None
     if config.temperature:
-        with progress(f"{config.task}, sampled", len(problems) * config.samples) as advance:
+        with progress(f"{task}, sampled", len(problems) * config.samples) as advance:
             answers = answer(session, problems, samples=config.samples, scorers=scorers, advance=advance)
         sampled, more = _score(answers, problems, scorers, name)
         counted = StepCounts(*(a + b for a, b in zip(counted, more)))
-    return Judgement(session.base_path, session.task, first, sampled, counted)
+    return Judgement(session.base_path, session.task, first, sampled, counted, of_set.name)
 
 
 def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, model: str) -> tuple[Judged, StepCounts]:
@@ -108,13 +123,13 @@ def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, m
 
 
 def show(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]) -> None:
-    """Print what a person reads."""
+    """Print what a person reads of a set."""
     columns = [result["base"], result, result["difference"]] if config.base else [result]
     header = ("", "base", "tuned", "difference") if config.base else ("", str(judgements[0].path.stem))
     rows = [
         (name, *(_cell(column[name], *column[f"{name} 95%"]) for column in columns)) for name in judgements[-1].values()
     ]
-    title = f"{config.task}, {config.split}: {result['problems']} problems; 95 % confidence intervals"
+    title = f"{result['task']}, {config.split}: {result['problems']} problems; 95 % confidence intervals"
     tables.show(header, rows, title)
     if config.base:
         print(
@@ -155,6 +170,7 @@ def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:
                 turns = judged.turns[place.start + sample] if judged.turns else []
                 yield {
                     "model": str(judgement.path),
+                    **({"set": judgement.name} if judgement.name else {}),
                     "decoding": decoding,
                     "sample": sample,
                     "prompt": problem.prompt,

@@ -25,7 +25,7 @@ def dry_run(config: Config) -> None:
     values = {**to_dict(config), "run": str(run_folder(config))}
     print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="", flush=True)
     made = make_plan(config, is_here=True)
-    task = load_tasks(config.task, config.data)
+    task = load_tasks(config.task, config.data, config.eval_sets)
     load_scorer(task, config.reward, config.reward_signature)
     if config.data and len(problems := task.problems("train")) < config.prompts:  # else the task fetches its own
         raise ConfigError(f"prompts is {config.prompts}, but the task has {len(problems)} training problems")

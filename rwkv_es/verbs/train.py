@@ -41,11 +41,11 @@ from rwkv_es.session import (
     open_session,
     read,
     steady,
-    warn_if_splits_overlap,
 )
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.answers import vote
 from rwkv_es.task.mixture import draw
+from rwkv_es.task.splits import say_splits
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, note_samples, restore, say_failure, say_where
 
@@ -64,8 +64,7 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
         if cluster.is_leader:
             for idle in idle_here(config, cluster.size, engine_dtype):
                 print(f"rwkv-es: note: {idle.text}", file=sys.stderr)
-            if config.eval_every:
-                warn_if_splits_overlap(session)
+            say_splits(session.task, is_evaluated=config.eval_every > 0)
         es = ES.of(config, session.model, session.base)
         session = steady_everywhere(cluster, session._replace(model=es.model), es)
         learned_from = contents(config, session.task, session.tokenizer)

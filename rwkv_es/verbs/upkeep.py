@@ -13,7 +13,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES, Step
 from rwkv_es.measure.console import examples, held_out_line, held_out_samples
 from rwkv_es.measure.health import watch_unperturbed
-from rwkv_es.measure.metrics import StepCounts, count, held_out_by, ranks_failing
+from rwkv_es.measure.metrics import StepCounts, as_numbers, count, held_out_by, ranks_failing
 from rwkv_es.measure.progress import progress
 from rwkv_es.model.weights import BASE
 from rwkv_es.reward.pool import RewardPool
@@ -21,13 +21,8 @@ from rwkv_es.reward.sheet import Scores
 from rwkv_es.run.cluster import Cluster
 from rwkv_es.run.ledger import Ledger
 from rwkv_es.run.snapshots import Snapshot
-from rwkv_es.session import (
-    Session,
-    answer,
-    collect,
-    greedy,
-    read,
-)
+from rwkv_es.session import Answers, Session, answer, collect, greedy, read
+from rwkv_es.task.task import Problem
 
 
 class Run(NamedTuple):
@@ -143,35 +138,60 @@ def evaluate_if_due(run: Run) -> float | None:
 
 
 def hold_out(run: Run) -> float:
-    """Answer held-out problems, greedily, and write the result down. Returns the mean of what is paid.
+    """Answer the held-out problems of each set; write down what that finds. Returns the first set's mean reward.
 
     Raises:
         ConfigError: the model's logits are not finite.
     """
-    num_steps, objective = run.es.step, objective_of(run.config.objective)
-    problems = run.session.task.problems("test")[: run.config.eval_size or None]
+    num_steps = run.es.step
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = []
+    shown: list[str] = []
+    for name, problems in run.session.task.judged_on():
+        found, answers, scores = _held_out(run, problems()[: run.config.eval_size or None], name)
+        if not metrics and name:  # the first of several also stands for the run
+            metrics.update({f"eval/{key.removeprefix(f'eval/{name}/')}": value for key, value in found.items()})
+        metrics.update(found)
+        samples += held_out_samples(answers, scores, name)
+        shown = shown or examples(answers, scores)
+    if run.ledger is not None:
+        note_samples(run, num_steps, samples)
+        note(run, num_steps, {**metrics, "distance_from_base": run.es.distance()})
+        print("\n".join([held_out_line(num_steps, metrics), *shown]), flush=True)
+    return metrics["eval/reward"]
+
+
+def _held_out(run: Run, problems: Sequence[Problem], name: str) -> tuple[dict[str, float], Answers, Scores]:
+    """Answer problems greedily and, if the options say so, some times at the temperature; read what is to be read."""
+    config, objective = run.config, objective_of(run.config.objective)
     mine = run.cluster.shard(len(problems))
-    members = BASE._replace(step=num_steps)
+    members = BASE._replace(step=run.es.step)
     own = problems[mine.start : mine.stop]
-    with progress("held out", len(own) * objective.num_kinds, run.cluster.is_leader) as advance:
-        asked = own if objective.samples else []
+    asked = own if objective.samples else []
+    drawn, size = asked if config.eval_samples else [], max(config.eval_samples, 1)
+    with progress(
+        f"held out {name}".rstrip(), len(own) * objective.num_kinds + len(drawn) * size, run.cluster.is_leader
+    ) as advance:
         answers = answer(greedy(run.session), asked, members, scorers=run.scorers, advance=advance)
         reading = read(run.session, own if objective.logprob else [], members, advance)
-    scores = collect(answers, run.scorers)
-    found = torch.full((len(own), 4), torch.nan, dtype=torch.float64)
-    found[: len(asked), 0] = as_tensor(scores.rewards)
+        scores = collect(answers, run.scorers)
+        sampled = answer(run.session, drawn, members, size, run.scorers, first=mine.start, advance=advance)
+        others = collect(sampled, run.scorers)
+    table = torch.full((len(own), 6), torch.nan, dtype=torch.float64)
+    table[: len(asked), 0] = as_tensor(scores.rewards)
     if reading.references:
-        found[:, 1:] = reading.table
-    found, counters = run.cluster.gather(found, len(problems), count(answers, scores, reading))
-    say_failure(run, ranks_failing(counters), scores)
-    counted = StepCounts(*counters.sum(0).tolist())
-    watch_unperturbed(counted, f"the model after {num_steps} steps", run.cluster.is_leader)
-    metrics = held_out_by(objective, found, counted)
-    if run.ledger is not None:
-        note_samples(run, num_steps, held_out_samples(answers, scores))
-        note(run, num_steps, {**metrics, "distance_from_base": run.es.distance()})
-        print("\n".join([held_out_line(num_steps, metrics), *examples(answers, scores)]), flush=True)
-    return metrics["eval/reward"]
+        table[:, 1:4] = reading.table
+    if drawn:
+        rewards = torch.tensor(as_numbers(others.rewards), dtype=torch.float64).reshape(-1, size)
+        table[:, 4], table[:, 5] = rewards.mean(1), (rewards >= 1).sum(1)
+    both = [*count(answers, scores, reading), *count(sampled, others)]
+    table, heard = run.cluster.gather(table, len(problems), both)
+    first, second = heard.chunk(2, 1)
+    say_failure(run, ranks_failing(first + second), scores if scores.causes else others)
+    which = f"the model after {run.es.step} steps"
+    watch_unperturbed(StepCounts(*(first + second).sum(0).tolist()), which, run.cluster.is_leader)
+    counted = StepCounts(*first.sum(0).tolist())
+    return held_out_by(objective, table, counted, config.eval_samples, name), answers, scores
 
 
 def snapshot_if_due(run: Run, score: float | None, is_over: bool) -> None:

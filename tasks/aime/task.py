@@ -23,7 +23,7 @@ def problems(split: str, data: str = "") -> Sequence[Problem]:
             "test.jsonl (2024 and 2025; field question) and train.jsonl (earlier years; question, answer, year)"
         )
     make = _held_out if split == "test" else _for_training
-    return datasets.read_problems(data, split, {"question": str}, make)
+    return datasets.read_problems(data, split, {"question": str}, make, is_divided=False)
 
 
 def reward(problem: Problem, text: str) -> float:

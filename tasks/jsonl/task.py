@@ -1,4 +1,4 @@
-"""JSONL: any file of questions and answers (JSONL, parquet, or hf:owner/name), with exact match or your own reward."""
+"""JSONL: any file of questions and answers (JSONL, CSV, parquet, hf:owner/name), with exact match or your reward."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from rwkv_es.system.errors import TaskError
 from rwkv_es.task import SYSTEM, Problem
 from rwkv_es.task.answers import answered_number, final_part, last_number
-from rwkv_es.task.datasets import QUESTION_FIELDS, fetch_rows, read_rows
+from rwkv_es.task.datasets import QUESTION_FIELDS, problems_of
 from rwkv_es.task.numbers import as_text
 
 VERSION = "3"
@@ -18,23 +18,20 @@ STOP = ("\n\nUser:",)
 MAX_NEW_TOKENS = 500
 TEMPLATE = "chat"
 
-HUB_PREFIX = "hf:"
 MESSAGES = "messages"  # a column with a conversation of one question, and perhaps its answer
 _NUMBER = re.compile(r"\s*[-+−]?\$?[0-9][0-9,]*(?:\.[0-9]+)?\s*")
 
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:
-    """Read every row of the split; its columns are the problem's meta, for rewards that want them."""
+    """Read every row of the split; its columns are the problem's meta, for rewards that want them.
+
+    Of data without splits a hash of the question holds out a tenth.
+    """
     if not data:
         raise TaskError(
-            "task jsonl needs --data: a JSONL or parquet file, a folder with one for each split, or hf:owner/name"
+            "task jsonl needs --data: a JSONL, CSV or parquet file, a folder of them, or hf:owner/name of the hub"
         )
-    if data.startswith(HUB_PREFIX):
-        name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
-        rows = fetch_rows(name, config, split)
-    else:
-        rows = read_rows(data, split)
-    return [_from_row(where, row) for where, row in rows]
+    return problems_of(data, split, _from_row)
 
 
 def reward(problem: Problem, text: str) -> float:

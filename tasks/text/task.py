@@ -1,6 +1,5 @@
 """Text: any UTF-8 file in pieces, to be predicted token by token (--objective logprob)."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from rwkv_es.system.errors import TaskError
 from rwkv_es.system.texts import expanded, read_text
 from rwkv_es.task import Problem
 from rwkv_es.task.datasets import refuse_held_out
+from rwkv_es.task.division import HELD_OUT_SHARE, hashed
 
 VERSION = "1"
 STOP: tuple[str, ...] = ()
@@ -17,7 +17,6 @@ TEMPLATE = "raw"
 
 CHARACTERS = 1024  # of a piece, where no argument says it
 LARGEST = 4 << 30  # bytes
-TEST_SHARE = 0.1
 
 
 def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem]:
@@ -33,7 +32,7 @@ def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem
     file = path / f"{split}.txt" if os.path.isdir(path) else path
     found = [(f"{file}, piece {i}", piece) for i, piece in enumerate(pieces(read_text(file, "text", LARGEST), size), 1)]
     if file == path:
-        found = [(where, piece) for where, piece in found if (_hash(piece) < TEST_SHARE) == (split == "test")]
+        found = [(where, piece) for where, piece in found if (_place_of(piece) < HELD_OUT_SHARE) == (split == "test")]
     if not found:
         raise TaskError(
             f"{file} has no pieces for {split}; cut smaller ones (--task text:{max(1, size // 4)}), or give a folder "
@@ -65,6 +64,5 @@ def pieces(text: str, size: int) -> Iterator[str]:
         start = end
 
 
-def _hash(piece: str) -> float:
-    digest = hashlib.sha256(f"text {VERSION} {piece}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _place_of(piece: str) -> float:
+    return hashed(f"text {VERSION} {piece}")

@@ -85,7 +85,9 @@ def train(work, command):
 def test_a_jsonl_file_and_one_line_of_python(work, capsys):
     metrics = train(work, "--model tiny --task jsonl --data data/train.jsonl --template raw --reward one.py:reward")
     assert all(0 < row["reward/reward"] < 2 for row in metrics)
-    assert "4 of the 4 held-out problems are also training problems" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(r"data/train\.jsonl has no splits: \d+ problems are for training, \d held out, by a hash", said)
+    assert "held-out problems are also" not in said
 
 
 def test_rewards_written_for_trl(work, capsys):

@@ -61,7 +61,20 @@ def test_home_is_meant_by_a_tilde_in_every_path(monkeypatch):
     assert expanded("~/x") == "/home/me/x" and expanded("~") == "/home/me" and expanded("a/~/x") == "a/~/x"
     assert all_expanded("jsonl=~/a.jsonl,~/b.py:f=0.5,c~d") == "jsonl=/home/me/a.jsonl,/home/me/b.py:f=0.5,c~d"
     paths = {name for name, f in FIELDS.items() if f.metadata["paths"]}
-    assert paths == {"model", "tokenizer", "state", "task", "data", "shots", "reward", "base", "text", "run", "out"}
+    assert paths == {
+        "model",
+        "tokenizer",
+        "state",
+        "task",
+        "data",
+        "shots",
+        "reward",
+        "base",
+        "text",
+        "run",
+        "out",
+        "eval_sets",
+    }
     for name in paths:
         verb = FIELDS[name].metadata["verbs"][0]
         assert getattr(build({name: "~/x"}, verb), name) == "/home/me/x"

@@ -130,9 +130,9 @@ def test_a_hundred_thousand_characters_score_zero_at_once(piece):
 def test_a_row_may_hold_the_number_or_the_solution_as_on_the_hub(tmp_path):
     rows = [{"question": "q", "answer": "1000"}, {"question": "q", "answer": "500*2 = <<500*2=1000>>1000\n#### 1,000"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert (
-        load_task("gsm8k", str(tmp_path)).problems("train") == [Problem("q", "#### 1000", {"ground_truth": "1000"})] * 2
-    )
+    assert [*load_task("gsm8k", str(tmp_path)).problems("train")] == [
+        Problem("q", "#### 1000", {"ground_truth": "1000"})
+    ] * 2
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "q", "answer": "many"}))
     with pytest.raises(TaskError, match=r"test\.jsonl, line 1: no number in the answer 'many'"):
         load_task("gsm8k", str(tmp_path)).problems("test")

@@ -1,14 +1,16 @@
 """Any file of questions: the fields that are understood, and the reward by exact match."""
 
+import importlib.util
 import json
+import sys
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
 from rwkv_es import task
 from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem, load_task
-from rwkv_es.task.datasets import fetch_rows
 
 
 def problem_of(tmp_path, row):
@@ -68,16 +70,60 @@ def test_rows_that_are_not_are_refused(tmp_path, row, message):
         problem_of(tmp_path, row)
 
 
-def test_a_set_of_the_hub_is_named_by_its_prefix(monkeypatch):
+def hub_of(monkeypatch, **splits):
+    """Let the library that fetches sets of the hub find one of these splits; return what it was asked for."""
     asked = []
-    task = load_task("jsonl", "hf:some/set:main")
-    monkeypatch.setitem(
-        task.reward.__globals__,
-        "fetch_rows",
-        lambda *args: asked.append(args) or [("here", {"question": "q", "answer": "a"})],
-    )
-    assert task.problems("train")[0].prompt == "q" and asked == [("some/set", "main", "train")]
-    assert fetch_rows is not None
+
+    def load_dataset(*names):
+        asked.append(names)
+        return {name: [{"question": q, "answer": "a"} for q in questions] for name, questions in splits.items()}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return asked
+
+
+def questions(data, split):
+    return [problem.prompt for problem in load_task("jsonl", str(data)).problems(split)]
+
+
+MANY = [f"question {i}" for i in range(200)]
+
+
+def test_a_set_of_the_hub_is_named_by_its_prefix(monkeypatch):
+    asked = hub_of(monkeypatch, train=["q"], test=["r"])
+    assert questions("hf:some/set:main", "train") == ["q"] and asked == [("some/set", "main")]
+    assert questions("hf:some/set", "test") == ["r"] and asked[1:] == [("some/set",)]
+
+
+def test_validation_stands_for_a_test_split_that_a_set_lacks(monkeypatch):
+    hub_of(monkeypatch, train=["q"], validation=["r"])
+    assert questions("hf:some/set", "train") == ["q"] and questions("hf:some/set", "test") == ["r"]
+
+
+@pytest.mark.parametrize("name", ["train", "all"])
+def test_a_set_of_the_hub_with_one_split_is_divided(monkeypatch, name):
+    hub_of(monkeypatch, **{name: MANY})
+    train, test = questions("hf:some/set", "train"), questions("hf:some/set", "test")
+    assert sorted(train + test) == sorted(MANY) and 8 <= len(test) <= 32
+
+
+def test_a_set_with_a_test_split_alone_is_asked_whole_and_never_trained_on(monkeypatch):
+    hub_of(monkeypatch, test=MANY)
+    assert questions("hf:some/set", "test") == MANY
+    with pytest.raises(TaskError, match="some/set has no split train, only test"):
+        questions("hf:some/set", "train")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs the extra tasks")
+def test_the_library_of_the_hub_reads_what_it_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    (tmp_path / "set").mkdir()
+    rows = [json.dumps({"messages": [USER | {"content": q}, SAID]}) for q in MANY]
+    (tmp_path / "set" / "train.jsonl").write_text("\n".join(rows))
+    train, test = (load_task("jsonl", f"hf:{tmp_path}/set").problems(split) for split in ("train", "test"))
+    assert sorted(p.prompt for p in (*train, *test)) == sorted(MANY) and len(test) < 40
+    assert {p.answer for p in train} == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -149,3 +195,68 @@ def test_without_an_answer_or_data_the_message_says_what_to_do():
         load_task("jsonl").reward(Problem("", ""), "x")
     with pytest.raises(TaskError, match="needs --data"):
         load_task("jsonl").problems("test")
+
+
+def csv_of(folder, name="a.csv", mark=","):
+    lines = [f"id{mark}question{mark}answer", *(f'{i}{mark}"What is{mark} {q}?"{mark}{i}' for i, q in enumerate(MANY))]
+    (folder / name).write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
+    return folder / name
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.TSV", "\t")])
+def test_a_table_of_texts_is_read(tmp_path, name, mark):
+    file = csv_of(tmp_path, name, mark)
+    found = {p.prompt: p for split in ("train", "test") for p in load_task("jsonl", str(file)).problems(split)}
+    assert len(found) == 200
+    first = found[f"What is{mark} question 7?"]
+    assert first.answer == "7" and first.meta["id"] == "7" and load_task("jsonl").reward(first, "so 7.0") == 1
+
+
+def test_cells_may_hold_line_breaks_and_be_empty(tmp_path):
+    (tmp_path / "test.csv").write_text('prompt,question,answer\n,"a\nb",\n"c ""d""",,2\n')
+    found = load_task("jsonl", str(tmp_path)).problems("test")
+    assert [(p.prompt, p.answer) for p in found] == [("a\nb", ""), ('c "d"', "2")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "question,answer\n1,2,3\n", "line 2 has more cells than the first line has names"),
+        ("a.csv", "question,answer\n", "holds no problems; its first line names the columns"),
+        ("a.csv", 'question,answer\n"a,b\n', "cannot be read"),
+        ("a.json", "[]", "holds no problems"),
+        ("a.json", "[1]", "entry 1 must be a JSON object; got int"),
+        ("a.json", '[{"question": "q"}', "is not JSON"),
+        ("a.json", "[" * 100_000, "is not JSON"),
+    ],
+)
+def test_tables_and_arrays_that_are_none_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TaskError, match=message):
+        load_task("jsonl", str(tmp_path / name)).problems("train")
+
+
+@pytest.mark.parametrize("make", [json.dumps, lambda rows: "\n".join(map(json.dumps, rows))])
+def test_json_may_be_an_array_or_lines(tmp_path, make):
+    (tmp_path / "a.json").write_text(make([{"question": "q", "answer": ["x", "y"]}]))
+    (problem,) = load_task("jsonl", str(tmp_path / "a.json")).problems("train")
+    assert problem.answer == "x" and load_task("jsonl").reward(problem, "y") == 1
+
+
+@pytest.mark.parametrize("place", ["part-{}.parquet", "data/0000{}.parquet", "train-0000{}-of-00003.parquet"])
+def test_a_folder_of_parquet_shards_with_messages_and_lists_is_divided(tmp_path, place):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for number in range(3):
+        rows = [
+            {"messages": [SYSTEM, USER | {"content": q}, SAID], "answer": ["a", str(i)]}
+            for i, q in enumerate(MANY[number::3])
+        ]
+        file = tmp_path / place.format(number)
+        file.parent.mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    train, test = (load_task("jsonl", str(tmp_path)).problems(split) for split in ("train", "test"))
+    assert sorted(p.prompt for p in (*train, *test)) == sorted(MANY) and 8 <= len(test) <= 32
+    assert {p.meta[task.SYSTEM] for p in train} == {"s"}
+    assert {load_task("jsonl").reward(p, text) for p in test for text in ("a", p.meta["answer"][1])} == {1.0}

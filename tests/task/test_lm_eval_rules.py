@@ -9,8 +9,8 @@ import pytest
 from places import DATA
 from timing import cpu_seconds
 
-from rwkv_es.measure import lm_eval_rules
-from rwkv_es.measure.lm_eval_rules import RULES, exact_match, flexible_extract, scores, strict_match
+from rwkv_es.task import lm_eval_rules
+from rwkv_es.task.lm_eval_rules import RULES, exact_match, flexible_extract, scores, strict_match
 
 CASES = [  # text, strict, flexible
     ("So she has 16 - 7 = 9.\n#### 18", "18", "18"),
