@@ -113,8 +113,14 @@ def build(values: Mapping[str, Any], verb: str = "train") -> Config:
 
 
 def model_name(path: str | Path) -> str:
-    """Return a checkpoint's file name without .pth or .safetensors (its own dots stay: rwkv7-g1j-1.5b-...)."""
-    return Path(path).name.removesuffix(".pth").removesuffix(".safetensors")
+    """Return a checkpoint's file name without .pth or .safetensors (its own dots stay: rwkv7-g1j-1.5b-...).
+
+    Of a directory in the Hugging Face cache (models--OWNER--NAME/snapshots/HASH), NAME.
+    """
+    parts = Path(path).parts
+    in_cache = len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--")
+    name = parts[-3].rpartition("--")[2] if in_cache else Path(path).name
+    return name.removesuffix(".pth").removesuffix(".safetensors")
 
 
 def to_dict(config: Config, verb: str = "train") -> dict[str, Any]:

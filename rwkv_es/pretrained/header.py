@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rwkv_es.model.layout import HEAD_SIZE, Arch, check_shapes, infer, refuse_other_models
+from rwkv_es.pretrained import huggingface
 from rwkv_es.pretrained.formats import check_archive, kind_of
 from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.system.texts import shown
@@ -23,7 +24,6 @@ _STORAGES = {"FloatStorage": "fp32", "BFloat16Storage": "bf16", "HalfStorage": "
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a value; of any other type at least one
 _MOST_DIMS, _LONGEST_NAME = 8, 200
 _GIVE_FILE = 'give a .pth or .safetensors file, or "tiny" for the embedded model'
-_OF_HUGGING_FACE = ("config.json", "*.safetensors*", "pytorch_model*", "refs/main", "blobs", "snapshots/*/*.json")
 
 
 class Header(NamedTuple):
@@ -60,13 +60,17 @@ SIZES = {  # of the released World models; ranks of w, a, v, g
 
 
 def resolve(model: str) -> Path:
-    """Return the file that a model name means: "tiny" and "tiny-guess" are embedded; ".pth" may be left out.
+    """Return the file or Hugging Face directory that a model name means; ".pth" may be left out.
+
+    "tiny" and "tiny-guess" are embedded.
 
     Raises:
         CheckpointError: there is no such file.
     """
     if model in EMBEDDED:
         return EMBEDDED[model]
+    if huggingface.is_directory(Path(model)):
+        return Path(model)
     for path in (model, model + ".pth"):
         if os.path.isfile(path):
             return Path(path)
@@ -81,8 +85,13 @@ def _in_folder(folder: Path) -> str:
     found = next((path for place in ("*.pth", "snapshots/*/*.pth") for path in sorted(folder.glob(place))), None)
     if found is not None:
         return f"is a folder; give one of its files, such as {found}"
-    if any(path for name in _OF_HUGGING_FACE for path in folder.glob(name)):
-        return "is a Hugging Face directory; give the official .pth that it was made from"
+    if (folder / "refs" / "main").is_file():
+        inner = next(iter(sorted(folder.glob("snapshots/*"))), "snapshots/...")
+        return f"is a folder of the Hugging Face cache; give the Hugging Face directory in it, such as {inner}"
+    if any(folder.glob("pytorch_model*")):
+        return "is a Hugging Face directory of pickled weights; give one with model.safetensors"
+    if (folder / "config.json").is_file() or any(folder.glob("*.safetensors*")):
+        return "is an incomplete Hugging Face directory: it needs config.json and model.safetensors, or their index"
     return f"is a folder; {_GIVE_FILE}"
 
 
@@ -110,6 +119,31 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: it is unreadable, or not of an RWKV-7 model.
     """
+    is_directory = huggingface.is_directory(path)
+    tensors = _of_directory(path) if is_directory else _of_file(path)
+    refuse_other_models(path, tensors)
+    arch = infer(path, tensors)
+    check_shapes(path, tensors, arch)
+    if is_directory:
+        huggingface.check_sizes(path, arch)
+    dtype = tensors["emb.weight"].dtype
+    if dtype not in ("fp32", "bf16", "fp16"):
+        raise CheckpointError(f"{path}: emb.weight is {shown(dtype)}; weights must be float32, bfloat16 or float16")
+    return Header(arch, dtype, path.name)
+
+
+def _of_directory(folder: Path) -> Any:
+    huggingface.read_config(folder)
+    shards = {file: _of_file(file) for file in huggingface.weight_files(folder)}
+    places = huggingface.in_official_layout(folder, shards).items()
+    return {
+        name: (stored := shards[file][there])._replace(shape=official.shape(stored.shape))
+        for name, (file, there, official) in places
+    }
+
+
+def _of_file(path: Path) -> Any:
+    """Return what a file's header says of its tensors, whatever model they are of."""
     kind = kind_of(path)
     if kind != "safetensors":
         check_archive(path)
@@ -124,13 +158,7 @@ def read_header(path: Path) -> Header:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; give the file of a model's weights")
     _check_extents(path, tensors)
-    refuse_other_models(path, tensors)
-    arch = infer(path, tensors)
-    check_shapes(path, tensors, arch)
-    dtype = tensors["emb.weight"].dtype
-    if dtype not in ("fp32", "bf16", "fp16"):
-        raise CheckpointError(f"{path}: emb.weight is {shown(dtype)}; weights must be float32, bfloat16 or float16")
-    return Header(arch, dtype, path.name)
+    return tensors
 
 
 def check_names(path: Path, tensors: Mapping[str, Any]) -> None:

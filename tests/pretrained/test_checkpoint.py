@@ -254,9 +254,9 @@ def test_a_negated_view_is_read_as_its_values(tmp_path, params):
 def test_a_zip_called_safetensors_is_memory_mapped_too(tmp_path, params):
     written(tmp_path, {**params, "emb.weight": torch.ones(100_000, 128)}, "a.pth").rename(tmp_path / "a.safetensors")
     code = (
-        "import re, sys; from pathlib import Path; from rwkv_es.pretrained.checkpoint import _read;"
+        "import re, sys; from pathlib import Path; from rwkv_es.pretrained.tensors import read_tensors;"
         "held = lambda: int(re.search(r'RssAnon:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]);"
-        f"before = held(); found = _read(Path({str(tmp_path / 'a.safetensors')!r})); sys.exit(held() - before > 25_000)"
+        f"before = held(); found = read_tensors(Path({str(tmp_path / 'a.safetensors')!r})); sys.exit(held() - before > 25_000)"
     )  # kB: half of the embedding
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
