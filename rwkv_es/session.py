@@ -29,6 +29,7 @@ from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool, bounds_of
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.system.texts import without_surrogates
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, template_of
 from rwkv_es.task.task import PART, Problem, Task
@@ -283,7 +284,7 @@ def reference(session: Session, problem: Problem) -> Reference:
     answer, is_ended = reference_of(session.task, problem, session.prompting)
     ids = [*session.tokenizer.encode(answer), *([END_ID] if prompt and not is_ended else [])]
     before = [END_ID, *prompt] if session.has_bos or not prompt else prompt
-    return Reference((*before, *ids), len(before), len(answer.encode()))
+    return Reference((*before, *ids), len(before), len(without_surrogates(answer).encode()))
 
 
 def part_of(session: Session, problem: Problem) -> Part:

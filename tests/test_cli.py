@@ -114,6 +114,15 @@ def test_the_main_thing_needs_no_flag(ran, argv, name, field):
     assert getattr(ran[name], field) == "m.pth"
 
 
+@pytest.mark.parametrize("number", ["-1e39", "-1E+2", "-2", "-.5"])
+@pytest.mark.parametrize("verb", ["train", "eval", "generate"])
+def test_negative_numbers_are_values_in_every_spelling(ran, verb, number):
+    words = ["--prompt", "-x"] if verb == "generate" else []
+    assert main([verb, "--presence-penalty", number, *words]) == 0
+    config = ran[{"eval": "evaluate"}.get(verb, verb)]
+    assert config.presence_penalty == float(number) and config.prompt == ("-x" if words else "")
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -121,8 +130,22 @@ def test_the_main_thing_needs_no_flag(ran, argv, name, field):
         (["train", "--populaton", "8"], "unknown option --populaton for train; did you mean --population?"),
         (["train", "--populaton=8"], "did you mean --population?"),
         (["train", "--step", "8"], "unknown option --step for train; did you mean --steps?"),
-        (["train", "8"], "unexpected '8'"),
-        (["train", "--steps"], "argument --steps: expected one argument; see rwkv-es train --help"),
+        (["train", "8"], "unexpected '8'; see"),
+        (
+            ["generate", "-5e1"],
+            "unexpected '-5e1'; options have two dashes, and a text that begins with one stands behind --",
+        ),
+        (["train", "--steps"], "--steps needs a value"),
+        (
+            ["train", "--system", "--what"],
+            "(one that begins with -- is written --system=--...); see rwkv-es train --help",
+        ),
+        (["train", "--lr", "-1e-3"], "lr must be above 0; got -0.001"),
+        (["eval", "--presence-penalty", "-inf"], "presence_penalty must be a finite number; got -inf"),
+        (
+            ["train", "--run", "r", "--max-new", "4", "--max-new-tokens=4"],
+            "--max-new is the former name of --max-new-tokens",
+        ),
         (["train", "--steps", "x"], "steps must be a whole number; got 'x'"),
         (["train", "--population", "7"], "try 8"),
         (["train", "--config", "none.yaml"], "none.yaml cannot be read"),
@@ -189,6 +212,23 @@ def test_a_dry_run_prints_a_config_that_can_be_given_again_and_does_nothing(ran,
     again = capsys.readouterr().out
     assert yaml.safe_load(again) == yaml.safe_load(text)
     assert [line for line in text.splitlines() if line.startswith("#")]  # the plan: memory that is free now, and more
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--shots", "none.txt"], "none.txt cannot be read"),
+        (["--template", "chatty"], "unknown template 'chatty'"),
+        (["--template", "system"], "needs a text: --system TEXT"),
+        (["--data", "x"], "takes its problems from a table and no data; got 'x'"),
+        (["--task", "guess_mini", "--data", "x"], "hides its own numbers and takes no data; got 'x'"),
+        (["--task", "text", "--data", "none.txt"], "none.txt cannot be read"),
+        (["--task", "text", "--data", __file__, "--prompts", "9999"], "training problems; try --prompts"),
+    ],
+)
+def test_a_dry_run_looks_at_what_prompts_are_made_of(ran, capsys, argv, words):
+    assert main(["train", *argv, "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", OPTIONS)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def is_run_folder(path: str) -> bool:
 def run_folder(config: Config) -> Path:
     """Return the run's folder: `config.run`, or runs/<task>-<model> with a hash of what differs from the defaults.
 
-    The same options find the same folder again, others never do. Folders of earlier releases, named after the seed, are
-    found too.
+    The same options find the same folder again, others never do: that of an earlier release too, which made another
+    name of them.
     """
     if config.run:
         return Path(config.run)
@@ -54,13 +55,21 @@ def run_folder(config: Config) -> Path:
     }
     tasks = [Path(part.rpartition("=")[0] or part).name.removesuffix(".py") for part in config.task.split(",")]
     stem = _short(f"{'+'.join(tasks).replace(':', '-')}-{model_name(config.model)}")
-    earlier = Path("runs", f"{stem}-seed{config.seed}")
-    if is_run_folder(str(earlier)):
-        old = load_file(str(earlier))
-        if all(old.get(name, default_of(FIELDS[name])) == values[name] for name in lasting):
-            return earlier
     digest = sha256(json.dumps(other, sort_keys=True).encode()).hexdigest()[:6]
-    return Path("runs", f"{stem}-{digest}" if other else stem)
+    todays = Path("runs", f"{stem}-{digest}" if other else stem)
+    if is_run_folder(str(todays)):
+        return todays
+    earlier = (path for path in sorted(Path("runs").glob(f"{escape(stem)}*")) if is_run_folder(str(path)))
+    return next((path for path in earlier if _has_options(path, {name: values[name] for name in lasting})), todays)
+
+
+def _has_options(run: Path, values: Mapping[str, Any]) -> bool:
+    """Say whether a run was made with some options, as far as its release knew them."""
+    try:
+        old = load_file(str(run))
+    except ConfigError:  # somebody has spoilt it
+        return False
+    return all(old.get(name, default_of(FIELDS[name])) == value for name, value in values.items())
 
 
 def _short(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from rwkv_es.config.file import RECIPES, say_renamed
 from rwkv_es.config.groups import GROUPS
 from rwkv_es.config.option import default_of, nearest
-from rwkv_es.config.options import FORMER, OPTIONS
+from rwkv_es.config.options import FORMER, OPTIONS, refuse_both_names
 from rwkv_es.system.errors import ConfigError
 
 VERBS = {
@@ -58,6 +58,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Complain."""
+        if message.endswith("expected one argument"):
+            flag = message.split()[1].rstrip(":")
+            message = f"{flag} needs a value (one that begins with -- is written {flag}=--...)"
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
@@ -67,13 +70,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     Raises:
         ConfigError: a flag is unknown, or a word is one too many.
     """
-    given, unknown = parser.parse_known_args(_with_todays_names(_with_dashes(argv)))
+    given, unknown = parser.parse_known_args(_with_values(_with_todays_names(_with_dashes(argv))))
     for word in unknown:
-        if word.startswith("-"):
+        if word.startswith("--"):
             name = word.partition("=")[0]
             flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
             raise ConfigError(f"unknown option {name} for {parser.prog.split()[-1]}; {nearest(name, flags)}")
-        raise ConfigError(f"unexpected {word!r}; see {parser.prog} --help")
+        hint = "options have two dashes, and a text that begins with one stands behind --; " if word[0] == "-" else ""
+        raise ConfigError(f"unexpected {word!r}; {hint}see {parser.prog} --help")
     return given
 
 
@@ -85,14 +89,32 @@ def _with_dashes(argv: Sequence[str]) -> list[str]:
 
 
 def _with_todays_names(argv: Sequence[str]) -> list[str]:
-    """Let the flags of earlier releases mean today's, and say so."""
+    """Let the flags of earlier releases mean today's, and say so.
+
+    Raises:
+        ConfigError: an option is given under both.
+    """
     flags = argv[: argv.index("--")] if "--" in argv else argv
     former = {"--" + old.replace("_", "-"): "--" + new.replace("_", "-") for old, new in FORMER.items()}
     parts = [word.partition("=") for word in flags]
-    for flag, _, _ in parts:
-        if flag in former:
-            say_renamed(flag, former[flag])
+    names = [name for name, _, _ in parts]
+    for flag in dict.fromkeys(former.keys() & set(names)):
+        refuse_both_names(flag, former[flag], names)
+        say_renamed(flag, former[flag])
     return [former.get(flag, flag) + equals + value for flag, equals, value in parts] + list(argv[len(flags) :])
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """Tie values that begin with a dash (-1e3, -inf, -x) to their flags: no option of ours has one dash but -h."""
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    found: list[str] = []
+    for word in flags:
+        is_value = word[:1] == "-" != word[1:2] and word != "-h"
+        if is_value and found and found[-1].startswith("--") and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found + list(argv[len(flags) :])
 
 
 def verb_parser(verb: str) -> Parser:

@@ -148,7 +148,7 @@ def _to_targets(value: Any) -> dict[str, float]:
     is_mapping = isinstance(value, Mapping)
     pairs = list(value.items() if is_mapping else (part.split("=") for part in _to_str(value).split(",")))
     targets = {str(name).strip(): _to_float(multiplier) for name, multiplier in pairs}
-    if len(targets) < len(pairs):
+    if len(targets) < len(pairs) or "" in targets:
         raise ValueError
     return targets
 

@@ -1,7 +1,7 @@
 """All options of all commands: fields of `Config` = command-line flags = keys of a YAML or TOML file (flags win)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,19 @@ def with_todays_names(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an option stands there under both.
     """
     for former, name in FORMER.items():
-        if former in values and name in values:
-            raise ConfigError(f"{former} is the former name of {name}; give one of them")
+        if former in values:
+            refuse_both_names(former, name, values)
     return {FORMER.get(name, name): value for name, value in values.items()}
+
+
+def refuse_both_names(former: str, name: str, given: Container[str]) -> None:
+    """Refuse an option that is given under its former name and under today's.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if name in given:
+        raise ConfigError(f"{former} is the former name of {name}; give one of them")
 
 
 def _check_together(config: Config) -> None:

@@ -124,7 +124,11 @@ def _remove(run: Path, paths: Sequence[Path]) -> None:
 def _agreed() -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("nobody is there to be asked; --yes removes it without a question")
-    return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("remove it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _row(found: Found) -> tuple[str, ...]:

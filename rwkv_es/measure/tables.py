@@ -1,12 +1,18 @@
 """Tables for people: drawn on a terminal, plain columns in pipes and logs."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 
+_NARROWEST = 24  # characters of a terminal that a table is drawn for
+
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table of texts on stdout. Plain columns are two blanks apart; lines end where their text does."""
-    if sys.stdout.isatty():
+    """Print a table of texts on stdout. Plain columns are two blanks apart; lines end where their text does.
+
+    A narrow terminal gets them too, and breaks them.
+    """
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns >= _NARROWEST:
         _draw(header, rows, title)
         return
     lines = [header, *rows] if any(header) else list(rows)
@@ -28,4 +34,4 @@ def _draw(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> N
         table.add_row(*(Text(cell) for cell in row))  # what looks like markup is text
     if title:
         print(title)
-    Console(file=sys.stdout, highlight=False).print(table)
+    Console(file=sys.stdout, width=shutil.get_terminal_size().columns, highlight=False).print(table)

@@ -1,5 +1,6 @@
-"""`rwkv-es watch`: a run in the terminal while it trains, from its folder alone; lines where there is no terminal."""
+"""`rwkv-es watch`: a run in the terminal while it trains, from its folder alone; in lines where there is no room."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from rwkv_es.run.ledger import read_metrics
 from rwkv_es.system.texts import printable
 
 LOOK_S = 1.0
+_NARROWEST = 40  # characters of a terminal that has room for the screen
 _NUM_BEFORE = 3  # lines of what has been already, where there is no terminal
 _SHOWN = (
     ("reward_mean", "reward"),
@@ -40,7 +42,7 @@ def watch(folder: Path) -> None:
         ConfigError: the folder holds no run.
     """
     standing = standing_of(folder)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns >= _NARROWEST:
         _watch_terminal(folder)
     else:
         _print_lines(folder, standing)

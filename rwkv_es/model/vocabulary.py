@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_es.system.errors import ConfigError
-from rwkv_es.system.texts import read_text
+from rwkv_es.system.texts import read_text, without_surrogates
 
 END_ID = 0  # end of document, in World as in every vocabulary that is accepted here
 WORLD = "rwkv_vocab_v20230424.txt"  # the vocabulary's file, in the rwkv package and in Hugging Face directories
@@ -56,7 +56,7 @@ class WorldTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; a lone surrogate is read as U+FFFD."""
-        data = _without_surrogates(text).encode()
+        data = without_surrogates(text).encode()
         ids, place = [], 0
         while place < len(data):
             for length in self._lengths.get(data[place : place + _PREFIX], _SHORTER):
@@ -100,7 +100,7 @@ class JsonTokenizer:
         Raises:
             ConfigError: the vocabulary cannot express it, or the JSON asks for changes to it.
         """
-        plain = _without_surrogates(text)
+        plain = without_surrogates(text)
         try:
             ids = list(self._tokenizer.encode(plain, add_special_tokens=False).ids)
         except Exception:  # noqa: BLE001 - the library raises bare Exception for a word that it does not have
@@ -178,11 +178,6 @@ def _read_json(path: Path) -> Any:
     if hasattr(tokenizer.model, "dropout"):
         tokenizer.model.dropout = None  # it would draw another spelling at every call
     return tokenizer
-
-
-def _without_surrogates(text: str) -> str:
-    """Make each lone surrogate U+FFFD, and a pair the character that it spells."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _is_same_text(a: str, b: str) -> bool:

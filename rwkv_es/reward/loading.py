@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.reward import builtin
-from rwkv_es.system.errors import RewardError, cause
+from rwkv_es.system.errors import RewardError, RwkvEsError, cause
 from rwkv_es.task.users import import_file
 
 FORMS = ("task", "plain", "trl", "trl_messages", "verl")
@@ -117,5 +117,7 @@ def _import(where: str, reference: str) -> Any:
         if folder not in sys.path:
             sys.path.insert(0, folder)  # its neighbours, as for a script
         return import_file(Path(where))
+    except RwkvEsError:
+        raise  # it says by itself what is wrong
     except (Exception, SystemExit) as error:  # as a script of argparse does
         raise RewardError(f"the reward {reference!r} cannot be imported: {cause(error)}") from error

@@ -80,6 +80,11 @@ def printable(text: str) -> str:
     return text.translate(_COMMANDS)
 
 
+def without_surrogates(text: str) -> str:
+    """Make each lone surrogate U+FFFD, and a pair the character that it spells."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def shown(value: Any) -> str:
     """Return a value as a message shows it: not more than a line, whatever it is."""
     short = reprlib.Repr()

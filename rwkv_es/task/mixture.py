@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from rwkv_es.system.errors import TaskError
+from rwkv_es.system.errors import ConfigError, TaskError
 from rwkv_es.task.sets import by_part, with_sets
 from rwkv_es.task.task import PART, Generated, Problem, Task, load_task
 
@@ -49,6 +49,16 @@ class Mixed(Sequence[Problem]):
     def _at(self, part: int, k: int) -> Problem:
         problem = self.parts[part][k]
         return Problem(problem.prompt, problem.answer, {**problem.meta, PART: part})
+
+
+def refuse_too_few(task: Task, prompts: int) -> None:
+    """Refuse a task that has fewer training problems than a step asks.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if (count := len(task.problems("train"))) < prompts:
+        raise ConfigError(f"prompts is {prompts}, but the task has {count} training problems; try --prompts {count}")
 
 
 def draw(problems: Sequence[Problem], seed: int, position: int) -> Problem:

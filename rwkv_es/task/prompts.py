@@ -70,8 +70,13 @@ def turn_of(task: Task, prompting: Prompting) -> str:
     return template.turn + template.response_prefix
 
 
+def is_count(shots: str) -> bool:
+    """Tell a number of shots from a text file of them."""
+    return shots.isascii() and shots.isdecimal()
+
+
 def _examples(task: Task, problem: Problem, template: str, shots: str) -> str:
-    if not (shots.isascii() and shots.isdecimal()):
+    if not is_count(shots):
         return _text_of(shots)
     count = int(shots)
     if not count:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import rwkv_es
 from rwkv_es.config.option import MOST_NEW
-from rwkv_es.system.errors import TaskError, cause
+from rwkv_es.system.errors import RwkvEsError, TaskError, cause
 from rwkv_es.task.templates import TEMPLATES
 from rwkv_es.task.turns import ONE_TURN, Limits, limits_of
 from rwkv_es.task.users import import_file
@@ -180,6 +180,8 @@ def _import_path(spec: str) -> tuple[ModuleType, str]:
 def _run_import(spec: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
+    except RwkvEsError:
+        raise
     except (Exception, SystemExit) as error:
         raise TaskError(f"task {spec} cannot be imported: {cause(error)}") from error
 
@@ -251,6 +253,8 @@ def _checked(problems: Callable[..., Any], spec: str, data: str) -> Callable[[st
             is_usable = len(found) > 0 and isinstance(found[0], Problem)
         except TaskError:
             raise
+        except RwkvEsError as error:  # it says by itself what is wrong
+            raise TaskError(str(error)) from error
         except Exception as error:
             raise TaskError(f"problems({split!r}) of task {spec} failed: {cause(error)}") from error
         if not is_usable:

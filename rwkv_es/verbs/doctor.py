@@ -36,7 +36,7 @@ from rwkv_es.session import (
     open_session,
 )
 from rwkv_es.system.errors import ConfigError
-from rwkv_es.task.mixture import draw
+from rwkv_es.task.mixture import draw, refuse_too_few
 from rwkv_es.task.splits import say_splits
 from rwkv_es.task.task import SPLITS, Problem
 
@@ -66,6 +66,7 @@ def doctor(config: Config) -> dict[str, Any]:
             "rwkv-es train and watch nats/token"
         )
     session = examined_alone(open_session(config))
+    refuse_too_few(session.task, config.prompts)
     say_splits(session.task)
     with open_scorers(config) as scorers, open_environments(config, session) as session:
         findings = examine(config, session, scorers)

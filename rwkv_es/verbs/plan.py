@@ -7,8 +7,9 @@ from rwkv_es.config.options import Config, to_dict
 from rwkv_es.planning.plan import make_plan
 from rwkv_es.planning.text import plan_lines
 from rwkv_es.reward.adapters import load_scorer
-from rwkv_es.system.errors import ConfigError
-from rwkv_es.task.mixture import load_tasks
+from rwkv_es.task.mixture import load_tasks, refuse_too_few
+from rwkv_es.task.prompts import Prompting, is_count, prompt_of
+from rwkv_es.task.task import Problem
 
 
 def plan(config: Config) -> None:
@@ -27,6 +28,9 @@ def dry_run(config: Config) -> None:
     made = make_plan(config, is_here=True)
     task = load_tasks(config.task, config.data, config.eval_sets)
     load_scorer(task, config.reward, config.reward_signature)
-    if config.data and len(problems := task.problems("train")) < config.prompts:  # else the task fetches its own
-        raise ConfigError(f"prompts is {config.prompts}, but the task has {len(problems)} training problems")
+    problem, shots = Problem("", ""), "0" if is_count(config.shots) else config.shots
+    if config.data:  # else the task may fetch its own
+        refuse_too_few(task, config.prompts)
+        problem, shots = task.problems("train")[0], config.shots
+    prompt_of(task, problem, Prompting(config.template, config.system, shots))
     print("\n".join(f"# {line}" for line in plan_lines(made)))

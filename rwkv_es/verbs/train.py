@@ -44,7 +44,7 @@ from rwkv_es.session import (
 )
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.answers import vote
-from rwkv_es.task.mixture import draw
+from rwkv_es.task.mixture import draw, refuse_too_few
 from rwkv_es.task.splits import say_splits
 from rwkv_es.task.task import Problem, Task
 from rwkv_es.verbs.upkeep import Run, as_tensor, keep, note, note_samples, restore, say_failure, say_where
@@ -60,6 +60,8 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     """
     with joined(config) as cluster, explaining_out_of_memory(config):
         session, folder = open_session(config, task), run_folder(config)
+        if config.steps:
+            refuse_too_few(session.task, config.prompts)
         engine_dtype = str(session.model.like.dtype).removeprefix("torch.")
         if cluster.is_leader:
             for idle in idle_here(config, cluster.size, engine_dtype):
@@ -171,13 +173,7 @@ def agreed_checksum(run: Run) -> str:
 
 
 def draw_problems(config: Config, problems: Sequence[Problem], step: int) -> list[Problem]:
-    """Return the step's problems, a pure function of (seed, step): see `mixture.draw`.
-
-    Raises:
-        ConfigError: the task has fewer problems than a step needs.
-    """
-    if len(problems) < config.prompts:
-        raise ConfigError(f"prompts is {config.prompts}, but the task has {len(problems)} training problems")
+    """Return the step's problems, a pure function of (seed, step): see `mixture.draw`."""
     first = step * config.prompts
     return [draw(problems, config.seed, position) for position in range(first, first + config.prompts)]
 

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Problem
 
 from ..reasoning_gym import task as reasoning_gym
@@ -29,7 +30,7 @@ _EXPRESSION = re.compile(r"([1-9]|10) ([-+*]) ([1-9]|10)")
 def problems(split: str, data: str = "") -> Sequence[Problem]:
     """Return every question of the split once; numbers that change places stay in theirs. Needs no data."""
     if data:
-        raise ValueError(f"this task draws its problems from a generator and takes no data; got {data!r}")
+        raise TaskError(f"task arithmetic_mini draws its problems from a generator and takes no data; got {data!r}")
     return _all_problems()[split]
 
 

@@ -4,6 +4,7 @@ import random
 import zlib
 from collections.abc import Sequence
 
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Generated, Problem
 
 VERSION = "1"
@@ -18,7 +19,7 @@ NUM_DIGITS = 4
 def problems(split: str, data: str = "") -> Sequence[Problem]:
     """Generate problems: item i depends on (split, i) alone; `data` is not used."""
     if data:
-        raise ValueError(f"this task generates its problems and takes no data; got {data!r}")
+        raise TaskError(f"task copy generates its problems and takes no data; got {data!r}")
     return Generated(lambda index: _generate(split, index), NUM_GENERATED[split])
 
 

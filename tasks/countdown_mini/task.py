@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import combinations_with_replacement, permutations
 from typing import NamedTuple
 
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Generated, Problem
 
 from ..countdown.task import is_solution, last_answer
@@ -40,6 +41,8 @@ def problems(split: str, data: str = "") -> Sequence[Problem]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"countdown_mini has the splits train and test; got {split!r}")
+    if data:
+        raise TaskError(f"task countdown_mini takes its problems from a table and no data; got {data!r}")
     questions = _questions()[split]
     return Generated(lambda index: _problem(*questions[index]), len(questions))
 

@@ -7,6 +7,7 @@ A prompt such as ``12:`` says that the numbers lie from 12 to 74. Each answer is
 import random
 from collections.abc import Generator, Sequence
 
+from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem, Reply
 
 VERSION = "1"
@@ -23,6 +24,8 @@ SIZES = {"train": 4096, "test": 512}
 
 def problems(split: str, data: str = "") -> Sequence[Problem]:
     """Return the problems of a split; needs no data. What is hidden follows from split and index."""
+    if data:
+        raise TaskError(f"task guess_mini hides its own numbers and takes no data; got {data!r}")
     return Generated(lambda index: _problem(split, index), SIZES[split])
 
 

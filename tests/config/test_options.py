@@ -63,6 +63,7 @@ def test_strings_and_parsed_values_become_the_fields_type(name, text, value):
         ({"targets": "head.weight=nan"}, "must be a number above 0; got nan"),
         ({"targets": "head.weight"}, "targets must be name=multiplier"),
         ({"targets": "a=1,a=2"}, "targets must be name=multiplier,name=multiplier with each name once"),
+        ({"targets": "=1"}, "targets must be name=multiplier,name=multiplier with each name once; got '=1'"),
         ({"targets": 3}, "targets must be name=multiplier"),
         ({"steps": "ten"}, "steps must be a whole number; got 'ten'"),
         ({"steps": 1.5}, "steps must be a whole number; got 1.5"),
@@ -154,6 +155,20 @@ def test_a_folder_that_an_earlier_release_named_after_the_seed_is_found_again(tm
     (old / "ledger.jsonl").touch()
     assert str(run_folder(Config(seed=3, lr=0.5))) == "runs/countdown_mini-tiny-seed3"
     assert run_folder(Config(seed=3, lr=0.25)).name == "countdown_mini-tiny-" + digest('{"lr": 0.25, "seed": 3}')
+
+
+def test_the_run_of_the_same_options_is_found_under_any_name_that_an_earlier_release_made_of_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"a0b1c2": "lr: 0.5\nsteps: 3\n", "0": "lr: [", "1": "lr: 0.75\n", "2": ""}.items():
+        old = tmp_path / "runs" / f"countdown_mini-tiny-{name}"
+        old.mkdir(parents=True)
+        (old / "config.yaml").write_text(text)
+        (old / "ledger.jsonl").touch()
+    assert run_folder(Config(lr=0.5)).name == "countdown_mini-tiny-a0b1c2"
+    assert run_folder(Config(lr=0.5, seed=1)).name == "countdown_mini-tiny-" + digest('{"lr": 0.5, "seed": 1}')
+    assert run_folder(Config()).name == "countdown_mini-tiny-2"
 
 
 def test_the_name_of_a_long_mixture_is_cut_and_still_its_own():

@@ -1,5 +1,6 @@
 """Lists of runs, and what may be removed of them: never what a run has not made."""
 
+import io
 import shutil
 
 import pytest
@@ -74,6 +75,14 @@ def test_it_asks_first(made, monkeypatch, said, is_gone):
     monkeypatch.setattr("builtins.input", lambda question: said)
     assert main(["clean", str(made), "--all"]) == 0
     assert made.exists() != is_gone
+
+
+def test_an_end_of_input_is_no_consent(made, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # Ctrl-D
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    before = files_in(made)
+    assert main(["clean", str(made), "--all"]) == 0 and files_in(made) == before
+    assert "nothing was removed" in capsys.readouterr().out
 
 
 def test_where_nobody_can_be_asked_nothing_is_removed(made, monkeypatch, capsys):

@@ -52,6 +52,13 @@ def test_one_that_does_not_run_is_shown_once_with_what_may_come_next(tmp_path, c
     )
 
 
+def test_a_terminal_that_is_too_narrow_gets_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert main(["watch", str(write_run(tmp_path / "run", rising(3)))]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_a_line_that_lacks_numbers_is_left_out():
     assert line_of({"step": 3}, 10) == "" and line_of({"step": 3, "eval/reward": 0.5}, 10) == ""
 

@@ -50,6 +50,16 @@ def test_what_cannot_be_cut_is_said(tmp_path, name, text, words):
         load_task(name, str(tmp_path / "a.txt")).problems("test")
 
 
+def test_what_is_wrong_with_a_file_is_said_in_words_alone(tmp_path):
+    with pytest.raises(TaskError) as error:
+        load_task("text", str(tmp_path / "none.txt")).problems("train")
+    assert str(error.value) == f"text {tmp_path}/none.txt cannot be read (No such file or directory)"
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(TaskError) as error:
+        load_task("text", str(tmp_path)).problems("train")
+    assert str(error.value) == f"text {tmp_path}/train.txt is UTF-16; save it as UTF-8"
+
+
 def test_problems_that_may_not_be_trained_on_are_refused(tmp_path):
     (tmp_path / "train.txt").write_text("AIME 2024 Problem 3")
     with pytest.raises(TaskError, match="held out for evaluation"):

@@ -140,6 +140,16 @@ def test_training_refuses_a_task_that_does_not_pay_its_answers_until_that_is_men
     assert trained(tmp_path, written(tmp_path / "mended", wrong=0)) == 0, "no step was taken: all may be changed"
 
 
+@pytest.mark.parametrize("verb", ["train", "doctor"])
+def test_more_prompts_than_problems_are_refused_before_any_work(tmp_path, capsys, monkeypatch, verb):
+    for module in ("verbs.upkeep", "verbs.train", "verbs.doctor"):
+        monkeypatch.setattr(f"rwkv_es.{module}.answer", lambda *_, **__: pytest.fail("the model was asked"))
+    task = written(tmp_path, wrong=0)
+    own = ["--run", str(tmp_path / "run")] if verb == "train" else []
+    assert main([verb, "--model", "tiny", "--task", str(task), "--prompts", "900", "--threads", "1", *own]) == 2
+    assert "prompts is 900, but the task has 5 training problems; try --prompts 5" in capsys.readouterr().err
+
+
 def test_an_answer_that_is_not_known_is_not_scored(tmp_path):
     text = TASK.replace("WRONG", "0").replace('"<answer>1+2+3</answer>", {', '"<answer>1+2+3</answer>" * (i > 4), {')
     (tmp_path / "own.py").write_text(text)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import reference
 import torch
+from checkpoints import random_params
 from jobs import arguments, end_all, run_together
 from small_runs import checksums, run, steps_of
 
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES
+from rwkv_es.pretrained import checkpoint
 from rwkv_es.session import open_session
 from rwkv_es.session import read as read_session
+from rwkv_es.session import reference as reference_of
 from rwkv_es.verbs.drift import read
 
 LOGPROB = {"objective": "logprob", "max_new_tokens": 0, "eval_size": 8, "reward_workers": 0}
@@ -138,6 +141,26 @@ def test_a_text_file_is_learned_from(tmp_path):
     assert "".join(pieces) == "1+2=3:" * 40
     nll = sum(read([session.model], session.tokenizer.encode(piece), session.decoding).nll[0] for piece in pieces)
     assert held_out[0]["eval/bits_per_byte"] == pytest.approx(nll / math.log(2) / 240, rel=1e-5)
+
+
+def test_a_lone_surrogate_is_read_as_the_mark_of_what_is_no_text(tmp_path):
+    """JSON may hold one; no file in UTF-8 can."""
+    world = {"max_new_tokens": 0, "template": "raw"}
+    checkpoint.save(model := tmp_path / "m.pth", random_params(1, 64, 65536))
+    for name, answer in {
+        "lone": "a\\ud800",
+        "mark": "a\ufffd",
+        "pair": "\\ud83d\\ude00",
+        "smile": "\U0001f600",
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"prompt": "1+1=", "answer": "{answer}"}}\n', encoding="utf-8")
+    found = {}
+    for name in ("lone", "mark", "pair", "smile"):
+        config = Config(model=str(model), task="jsonl", data=str(tmp_path / f"{name}.jsonl"), threads=1, **world)
+        session = open_session(config)
+        found[name] = reference_of(session, session.task.problems("train")[0])
+    assert found["lone"] == found["mark"] and found["lone"].num_bytes == 4 + len("\n\nUser:")
+    assert found["pair"] == found["smile"] and found["pair"].num_bytes == 4 + len("\n\nUser:")
 
 
 def test_what_cannot_be_read_is_said(tmp_path, capsys):
