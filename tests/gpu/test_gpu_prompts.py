@@ -32,9 +32,11 @@ def read_at_once(engine, weights, tokens, state):
 
 
 def read_one_by_one(engine, weights, tokens, state):
-    """Let every row read one token a tick, among 32 rows: as many as tokens are read at once."""
+    """Let every row read one token a tick, among 32 rows: as many as tokens are read at once. Most are at rest."""
     order = torch.arange(32, device=DEVICE) % 7
+    engine.live.zero_()
     for t in range(max(COUNTS)):
+        engine.live[SLOTS] = (torch.tensor(COUNTS) > t).to(DEVICE, torch.int32)
         copied = State(*(part[:, order].clone() for part in state))
         engine.read_(weights.rows(order), tokens[order, t], copied)
         for slot, count in zip(SLOTS, COUNTS):

@@ -32,16 +32,25 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use from Linux's /proc"),
 ]
 MB = 1 << 20
-_M_MMAP_THRESHOLD = -3
+HEAP = ctypes.CDLL(None)  # the process's own libraries: glibc's malloc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 SHAPE = (24576, 2048)  # 96 MB in bf16
 ARCH = Arch(1, 2048, 32, 64, 24576, 8192, 64, 64, 32, 128)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tensors_outside_of_the_heap():
+    """What is left in the heap is of no use to them. Later tests would take twice their time: then as glibc ends by itself."""
+    HEAP.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+    yield
+    HEAP.mallopt(_M_MMAP_THRESHOLD, 32 * MB)
+    HEAP.mallopt(_M_TRIM_THRESHOLD, 64 * MB)
 
 
 def extra(call):
     """Return how much memory a call takes at its worst, in bytes."""
     gc.collect()
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)  # what others left in the heap is of no use to the call,
-    ctypes.CDLL(None).malloc_trim(0)  # and is not given back meanwhile
+    HEAP.malloc_trim(0)  # what others left in the heap is not given back meanwhile
     peak = Peak()
     kept = call()
     peak.lap("call")
