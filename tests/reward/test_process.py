@@ -210,13 +210,13 @@ def test_workers_that_are_always_killed_while_starting_end_in_one_sentence(task,
 
 
 def test_a_pool_that_is_torn_down_starts_no_workers(task, monkeypatch):
-    started = []
+    started, others = [], multiprocessing.active_children()
     with pytest.raises(KeyboardInterrupt), RewardPool(task, "", 2, 5.0, 1.0) as pool:
         start = multiprocessing.context.SpawnProcess.start
         monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", lambda p: (started.append(p), start(p))[1])
         monkeypatch.setattr(pool, "_wait", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
         pool.score([Problem("q", "1")], ["1"])
-    assert started == [] and multiprocessing.active_children() == []
+    assert started == [] and set(multiprocessing.active_children()) <= set(others)
 
 
 def test_a_script_that_never_closes_its_pool_ends(task, tmp_path):
