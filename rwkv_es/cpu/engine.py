@@ -18,6 +18,7 @@ from rwkv_es.model.weights import Factors, Weights
 
 try:
     from rwkv_es.cpu import kernels
+    from rwkv_es.noise.compiled import num_compiled
 except ImportError:  # numba is missing or does not fit the installed numpy
     kernels = None  # type: ignore[assignment]
 
@@ -231,7 +232,10 @@ def running(
     torch.set_num_threads(1)
     engine = FusedEngine(model, factors, num_threads, row_multiple)
     try:
-        with announced(_COMPILING):
+        before = num_compiled()
+        with announced(
+            _COMPILING, lambda: num_compiled() > before
+        ):  # what is kept on the disk is loaded without a word
             engine.warm_up()
         yield engine
     finally:

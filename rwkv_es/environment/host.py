@@ -30,7 +30,8 @@ MOST_CHILDREN = 128  # per worker of the options
 _BATCH = 16  # new episodes for a child that answers quickly
 _QUICK_S, _LOOK_S = 0.005, 0.05
 
-Ask = tuple[int, Problem | None, str | None]  # episode; its problem, with the first answer; the answer, None: forget it
+# Episode; its problem, if the host does not know it; the answers that it has not heard, None: forget it.
+Ask = tuple[int, Problem | None, list[str] | None]
 
 
 class Staging(NamedTuple):
@@ -142,14 +143,14 @@ class Host:
 
     def take(self, asks: Sequence[Ask]) -> None:
         """Take in answers, and what is to be forgotten."""
-        for episode, problem, text in asks:
-            if text is None:
+        for episode, problem, texts in asks:
+            if texts is None:
                 self.forget(episode)
                 continue
             if problem is not None:
                 self.plays[episode] = Play(problem)
             if (play := self.plays.get(episode)) is not None:
-                play.texts.append(text)
+                play.texts.extend(texts)
                 (self.waiting if play.child is None else play.child.waiting).append(episode)
 
     def forget(self, episode: int) -> None:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import itertools
 import pickle
+import sys
 import threading
 import time
 import weakref
@@ -16,6 +17,7 @@ from rwkv_es.config.options import Config
 from rwkv_es.environment.host import Ask, Staging, serve
 from rwkv_es.environment.play import Game, Said
 from rwkv_es.reward.pool import bounds_of
+from rwkv_es.reward.sheet import TRIES
 from rwkv_es.system.errors import RewardError
 from rwkv_es.system.isolation import end_processes
 from rwkv_es.task.task import Problem, Task
@@ -38,7 +40,11 @@ class Environments:
         self._numbers = itertools.count()
         self._games: dict[int, Game] = {}
         self._said: list[tuple[int, Said]] = []
-        self._asks: list[Ask] = []
+        self._begun: dict[int, tuple[Problem, list[str]]] = {}  # episodes that go on, with all answers
+        self._asks: list[int] = []  # episodes of which the host is yet to hear
+        self._awaited: dict[int, None] = {}  # those that owe a reply, in order
+        self._known: set[int] = set()  # by the host
+        self._num_lost = 0  # hosts that were killed, since one has spoken
         self._process: Any = None
         if environment is None:
             self._start()
@@ -47,7 +53,8 @@ class Environments:
         """Begin an episode with the model's first answer. Returns its number."""
         number = next(self._numbers)
         if self._environment is None:
-            self._asks.append((number, problem, text))
+            self._begun[number] = (problem, [text])
+            self._ask(number)
         else:
             self._games[number] = Game(self._environment, problem, self._staging.most_chars)
             self._play(number, text)
@@ -56,14 +63,16 @@ class Environments:
     def answer(self, number: int, text: str) -> None:
         """Hand over the model's next answer."""
         if self._environment is None:
-            self._asks.append((number, None, text))
+            self._begun[number][1].append(text)
+            self._ask(number)
         else:
             self._play(number, text)
 
     def forget(self, number: int) -> None:
         """End an episode that is not over."""
         if self._environment is None:
-            self._asks.append((number, None, None))
+            self._over(number)
+            self._asks.append(number)
         elif (game := self._games.pop(number, None)) is not None:
             game.close()
 
@@ -71,7 +80,8 @@ class Environments:
         """Send what was handed over, and return what was said since the last time, by the episodes' numbers.
 
         Raises:
-            RewardError: the task cannot be loaded in the host, or the host has ended.
+            RewardError: the task cannot be loaded in the host, or the host has ended. One that was killed is replaced,
+                and its episodes begin anew there.
         """
         if self._process is not None:
             if self._asks:
@@ -85,6 +95,19 @@ class Environments:
         for game in self._games.values():
             game.close()
         self._games, self._asks, self._said = {}, [], []
+        self._end_host()
+        _open.discard(self)
+
+    def _ask(self, number: int) -> None:
+        self._asks.append(number)
+        self._awaited[number] = None
+
+    def _over(self, number: int) -> None:
+        self._begun.pop(number, None)
+        self._awaited.pop(number, None)
+        self._known.discard(number)
+
+    def _end_host(self) -> None:
         if self._process is not None:
             self._outbox.put(None)
             end_processes(self._process.pid)
@@ -93,7 +116,6 @@ class Environments:
             self._connection.close()
             self._lifeline.close()
             self._process = None
-        _open.discard(self)
 
     def _start(self) -> None:
         context = get_context("spawn")
@@ -115,8 +137,13 @@ class Environments:
             self._games.pop(number).close()
 
     def _pickled(self) -> bytes:
+        asks: list[Ask] = []
+        for number in self._asks:
+            problem, texts = self._begun.get(number, (None, None))
+            asks.append((number, None, texts and texts[-1:]) if number in self._known else (number, problem, texts))
+            self._known |= {number} & self._begun.keys()
+        self._asks = []
         try:
-            asks, self._asks = self._asks, []
             return pickle.dumps(asks)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise RewardError(f"a problem cannot be sent to the environments, mind its meta: {error}") from None
@@ -127,24 +154,53 @@ class Environments:
             while self._connection.poll(wait_s):
                 wait_s, message = 0.0, self._connection.recv()
                 if self._is_ready:
-                    self._said.extend(message)
+                    self._take(message)
                 elif message:
                     raise RewardError(f"the environments cannot load the task: {message}")
                 self._is_ready = True
         except (EOFError, OSError):
-            self._process.join(1.0)
-            code = self._process.exitcode
-            self.close()
-            raise RewardError(
-                f"the process that hosts the environments ended (exit code {code}; a negative one is a signal); does "
-                "importing the task work, and is there enough memory?"
-            ) from None
+            self._replace_host()
         if not self._is_ready and time.monotonic() > self._ready_by:
             self.close()
             raise RewardError(
                 f"the environments were not ready after {self._staging.bounds.import_s:g} s; does importing the task "
                 "hang? If it only takes long, raise --reward-import-timeout"
             )
+
+    def _take(self, message: Sequence[tuple[int, Said]]) -> None:
+        """Take in replies to episodes that go on."""
+        self._num_lost = 0
+        for number, said in message:
+            if number in self._begun:
+                self._awaited.pop(number, None)
+                self._said.append((number, said))
+                if said.is_over:
+                    self._over(number)
+
+    def _replace_host(self) -> None:
+        """Start another host in the place of one that was killed; the episodes begin anew there, and hear all answers.
+
+        Raises:
+            RewardError: it ended by itself, or hosts are killed again and again.
+        """
+        self._process.join(1.0)
+        code = self._process.exitcode
+        self._end_host()
+        self._num_lost += 1
+        if code is None or code >= 0 or self._num_lost >= TRIES:
+            self.close()
+            raise RewardError(
+                f"the process that hosts the environments ended (exit code {code}; a negative one is a signal); does "
+                "importing the task work, and is there enough memory?"
+            )
+        print(
+            f"rwkv-es: the process that hosts the environments was killed (signal {-code}); another one plays its "
+            "episodes anew",
+            file=sys.stderr,
+        )
+        self._known.clear()
+        self._asks = list(self._awaited)
+        self._start()
 
 
 def _post(host: connection.Connection, outbox: "SimpleQueue[bytes | None]") -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -125,11 +125,18 @@ def half_widths(model: Model) -> list[int]:
 
 
 @contextmanager
-def announced(text: str) -> Iterator[None]:
-    """Say on stderr what is happening when it takes long: kernels are compiled, once per machine."""
-    timer = threading.Timer(SLOW_START_S, print, (text,), {"file": sys.stderr, "flush": True})
-    timer.start()
+def announced(text: str, is_so: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Say on stderr what is happening when it takes long, and `is_so`: kernels are compiled, once per machine."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(SLOW_START_S):
+            if is_so():
+                print(text, file=sys.stderr, flush=True)
+                return
+
+    threading.Thread(target=look, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        is_over.set()

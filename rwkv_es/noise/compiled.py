@@ -22,7 +22,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             kernel = numba.njit(cache=True, **options)(function)
         except RuntimeError as error:  # numba's word for no folder to write to
             _say(str(error))
-            return numba.njit(**options)(function)
+            kernel = numba.njit(**options)(function)
         kernel._cache = _Bearing(kernel._cache)
         return kernel
 
@@ -39,8 +39,11 @@ class _Bearing:
         return getattr(self._cache, name)
 
     def load_overload(self, *arguments: Any) -> Any:
-        """Return a compiled kernel; None: it has to be compiled."""
-        return self._tried(self._cache.load_overload, arguments)
+        """Return a compiled kernel; None: it is compiled now."""
+        found = self._tried(self._cache.load_overload, arguments)
+        if found is None:
+            _compiled.append(arguments[0])
+        return found
 
     def save_overload(self, *arguments: Any) -> None:
         """Keep a compiled kernel."""
@@ -54,6 +57,12 @@ class _Bearing:
             return None
 
 
+def num_compiled() -> int:
+    """Count the kernels that this process has begun to compile, since they are not on the disk."""
+    return len(_compiled)
+
+
+_compiled: list[Any] = []  # signatures
 _said: list[str] = []
 
 

@@ -1,5 +1,7 @@
 """The fused CPU engine against the plain torch one, which test_model.py holds against outside truth."""
 
+import time
+
 import numpy as np
 import pytest
 import reference
@@ -166,6 +168,17 @@ def test_a_slow_first_call_says_what_it_does(capsys, monkeypatch):
     with announced(cpu._COMPILING):
         torch.randn(3_000_000).sort()
     assert "compiling the CPU kernels" in capsys.readouterr().err
+
+
+def test_a_slow_first_call_that_compiles_nothing_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("rwkv_es.model.layers.SLOW_START_S", 0.01)
+    with announced(cpu._COMPILING, lambda: False):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+    is_compiling = iter([False, False, True])
+    with announced(cpu._COMPILING, lambda: next(is_compiling)):
+        time.sleep(0.5)
+    assert capsys.readouterr().err.count("compiling the CPU kernels") == 1
 
 
 def test_exponential_is_exact_to_a_few_ulps():

@@ -172,12 +172,39 @@ def test_a_task_that_cannot_be_loaded_there_is_reported(tmp_path):
     environments.close()
 
 
-def test_a_host_that_is_killed_is_reported(task):
-    environments = Environments(Staging(task, "", 5.0, 1e9, 1, 1000))
-    play(environments, ["good"])
+def test_a_host_that_is_killed_is_replaced_and_every_episode_goes_on(task, capsys):
+    """Waiting for a reply or for an answer: the other host hears all answers of those that are not over."""
+    environments = Environments(Staging(task, "", 5.0, 1e9, 2, 1000))
+    numbers = [environments.begin(Problem("1:", "", {"kind": kind}), "a0") for kind in ("good", "slow", "good")]
+    forgotten = environments.begin(Problem("1:", "", {"kind": "good"}), "a0")
+    said = {}
+    while len(said) < 4:
+        said.update(environments.poll(0.2))
+    assert {answer.text for answer in said.values()} == {"a0"}
+    environments.answer(numbers[0], "a1")
+    environments.poll()
+    environments.forget(forgotten)
     environments._process.kill()
+    environments.answer(numbers[1], "a1")
+    said = {}
+    while len(said) < 2:
+        said.update(environments.poll(0.2))
+    environments.answer(numbers[2], "a1")
+    while len(said) < 3:
+        said.update(environments.poll(0.2))
+    assert {number: answer.text for number, answer in said.items()} == dict.fromkeys(numbers, "a0 a1")
+    last, _ = play(environments, ["good"] * 5)
+    assert [last[place].reward for place in range(5)] == [1.0] * 5
+    assert "was killed (signal 9); another one plays its episodes anew" in capsys.readouterr().err
+    environments.close()
+    assert descendants_of(task) == 0
+
+
+def test_hosts_that_are_killed_again_and_again_are_reported(task):
+    environments = Environments(Staging(task, "", 5.0, 1e9, 1, 1000))
     with pytest.raises(RewardError, match="exit code -9"):
         for _ in range(100):
+            environments._process.kill()
             environments.poll(0.2)
     environments.close()
 

@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("numba")
 
 DOUBLED = """
-from rwkv_es.noise.compiled import compiled
+from rwkv_es.noise.compiled import compiled, num_compiled
 
 @compiled()
 def doubled(x):
     return 2 * x
 
-print(doubled(21))
+print(doubled(21), num_compiled())
 """
 
 
@@ -29,9 +29,9 @@ def run(folder, **environment):
 
 
 def test_kernels_are_kept_and_found_again(tmp_path):
-    for _ in range(2):
+    for num_compiled in (1, 0):
         done = run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kept"))
-        assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"42 {num_compiled}\n", "")
         assert len(list((tmp_path / "kept").rglob("*.nbc"))) == 1
 
 
@@ -39,7 +39,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path):
     (tmp_path / "__pycache__").write_text("no folder")
     nowhere = str(tmp_path / "__pycache__" / "kept")
     done = run(tmp_path, NUMBA_CACHE_DIR=nowhere, HOME=nowhere, XDG_CACHE_HOME=nowhere)
-    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "42 1\n"), done.stderr
     assert done.stderr.count("NUMBA_CACHE_DIR names a folder") == 1 and "Traceback" not in done.stderr
 
 
@@ -48,7 +48,7 @@ def test_a_damaged_cache_costs_time_only(tmp_path):
     for path in (tmp_path / "kept").rglob("*.nb?"):
         path.write_bytes(path.read_bytes()[:20])
     done = run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kept"))
-    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "42 1\n"), done.stderr
     assert "Traceback" not in done.stderr
 
 
