@@ -13,7 +13,7 @@ import torch
 from rwkv_es.config.file import is_run_folder
 from rwkv_es.config.options import OPTIONS, Config, build
 from rwkv_es.es.strategy import ES
-from rwkv_es.reward.adapters import Answer, Scorer, scorer_of
+from rwkv_es.reward.adapters import Answer, Scorer, of_own, scorer_of
 from rwkv_es.run.weights import weights_of
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.mixture import load_tasks
@@ -113,10 +113,10 @@ def _prepared(
         return config, None, None
     if isinstance(reward, str) and reward:
         raise ConfigError(f"a task that is a Python object takes a reward that is a function; got {reward!r}")
-    own_task = with_sets(own_task, config.eval_sets, {}) if own_task is not None else None
+    own_task = with_sets(own_task, config.eval_sets, {own_task.name: ""}) if own_task is not None else None
     full = own_task if own_task is not None else load_tasks(config.task, config.data, config.eval_sets)
     function = full.reward if isinstance(reward, str) else reward
-    return config, full, scorer_of(function, full, "task" if isinstance(reward, str) else "auto")
+    return config, full, of_own(scorer_of(function, full, "task" if isinstance(reward, str) else "auto"), full)
 
 
 def _with_reward(task: Task, reward: Reward) -> Task:

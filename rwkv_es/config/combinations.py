@@ -41,6 +41,12 @@ def _has_own_reward(config: Config) -> bool:
     return any(not part.strip().startswith("builtin:") for part in config.reward.split(",") if part.strip())
 
 
+def _has_own_set(config: Config) -> bool:
+    """Say whether one of the evaluation sets is of the task itself, so that its reward scores it."""
+    tasks = {(part.rpartition("=")[0] or part).strip() for part in config.task.split(",")}
+    return any(part.partition("=")[0].strip() in tasks for part in config.eval_sets.split(","))
+
+
 _OF_WORKERS = "reward_timeout reward_import_timeout reward_memory reward_cuda"
 _OF_TASK = "task data template system shots bos samples split eval_size eval_sets reward reward_signature"
 _OF_TASK += " reward_workers reward_group reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
@@ -71,6 +77,12 @@ _RULES = (
     ),
     _Rule("eval_size", lambda c: not c.eval_every, "without held-out evaluations", "train", True),
     _Rule("eval_sets eval_samples", lambda c: not c.eval_every, "without held-out evaluations", "train"),
+    _Rule(
+        "reward reward_signature reward_group",
+        lambda c: bool(c.eval_sets) and not _has_own_set(c),
+        "with eval_sets of other tasks than --task: each is scored by its own",
+        "eval",
+    ),
     _Rule("split", lambda c: bool(c.eval_sets), "with eval_sets, whose held-out problems are asked", "eval"),
     _Rule("reward_signature", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),
     _Rule("reward_group", lambda c: not _has_own_reward(c), "without a reward of yours; name one by --reward"),

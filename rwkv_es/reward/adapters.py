@@ -64,7 +64,20 @@ def load_scorer(task: Task, rewards: str, signature: str = "auto") -> Scorer:
         by_reward = [scorer.score(answers) for scorer in scorers]
         return [_sum(weighted, names, outcomes) for outcomes in zip(*by_reward, strict=True)]
 
-    return Scorer(score, any(scorer.compares for scorer in scorers))
+    return of_own(Scorer(score, any(scorer.compares for scorer in scorers)), task)
+
+
+def of_own(scorer: Scorer, task: Task) -> Scorer:
+    """Return the scorer, but for answers to evaluation sets of other tasks than the one that trains: those score them.
+
+    All answers that are scored together are of one set.
+    """
+    by_task = _each(lambda answer: Outcome(task.reward(answer.problem, answer.text), {}))
+
+    def score(answers: Sequence[Answer]) -> list[Outcome]:
+        return (by_task if task.is_foreign(answers[0].problem) else scorer.score)(answers)
+
+    return Scorer(score, scorer.compares) if task.foreign else scorer
 
 
 def _each(score: Callable[[Answer], Outcome]) -> Callable[[Sequence[Answer]], list[Outcome]]:

@@ -80,7 +80,8 @@ def load_tasks(spec: str, data: str = "", sets: str = "") -> Task:
     if named is None:
         return with_sets(load_task(spec, data), sets, {spec: data})
     sources = _sources(data, [part.spec for part in named]) if data else {}
-    return with_sets(_mixture(spec, named, sources), sets, sources)
+    all_sources = {part.spec: sources.get(part.spec, "") for part in named}
+    return with_sets(_mixture(spec, named, sources), sets, all_sources)
 
 
 def _mixture(spec: str, named: Sequence[Named], sources: Mapping[str, str]) -> Task:

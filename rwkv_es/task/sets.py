@@ -15,8 +15,8 @@ from rwkv_es.task.task import PART, EvaluationSet, Generated, Problem, Task, loa
 def with_sets(task: Task, sets: str, sources: Mapping[str, str]) -> Task:
     """Return the task with evaluation sets, written `task,task=DATA`; their tasks are further parts of it.
 
-    sources: the data of the task's own parts; a set of one of them that names no data has the same. Data without splits
-    are asked whole, but for those that are trained on: of these what is held out.
+    sources: the task's own parts and their data; a set of one of them that names no data has the same. Data without
+    splits are asked whole, but for those that are trained on: of these what is held out.
 
     Raises:
         TaskError: a set cannot be loaded, or two of them would be called the same.
@@ -31,9 +31,9 @@ def with_sets(task: Task, sets: str, sources: Mapping[str, str]) -> Task:
         _problems_of(len(own) + i, part, is_trained_on=_place(data) in trained_on)
         for i, (part, (_, data)) in enumerate(zip(added, named))
     ]
-    return replace(
-        task, **by_part((*own, *added)), sets=tuple(map(EvaluationSet, _names(added, [d for _, d in named]), problems))
-    )
+    found = tuple(map(EvaluationSet, _names(added, [data for _, data in named]), problems))
+    foreign = frozenset(len(own) + i for i, (spec, _) in enumerate(named) if spec not in sources)
+    return replace(task, **by_part((*own, *added)), sets=found, foreign=foreign)
 
 
 def by_part(parts: tuple[Task, ...]) -> dict[str, Any]:

@@ -77,10 +77,15 @@ class Task:
     limits: Limits = ONE_TURN  # of an episode
     parts: tuple["Task", ...] = ()  # of a mixture; and the tasks of evaluation sets
     sets: tuple[EvaluationSet, ...] = ()
+    foreign: frozenset[int] = frozenset()  # parts, of evaluation sets, that no reward of the options scores
 
     def part_of(self, problem: Problem) -> "Task":
         """Return the task that a problem belongs to: of a mixture one of its parts."""
         return self.parts[problem.meta.get(PART, 0)] if self.parts else self
+
+    def is_foreign(self, problem: Problem) -> bool:
+        """Say whether a problem is of an evaluation set that its own task scores, whatever trains."""
+        return problem.meta.get(PART, 0) in self.foreign
 
     def judged_on(self) -> tuple[EvaluationSet, ...]:
         """Return what a model is judged on: evaluation sets if there are any, else the task's held-out problems."""
