@@ -168,14 +168,15 @@ def data_files(data: str, split: str) -> tuple[list[Path], bool]:
 
     Of a folder these are {split}.jsonl, .parquet, ..., else its shards in the order of their names, as data sets come
     from the hub: {split}-*.parquet in the folder or in its folder data, or any in a folder {split}; `validation` is
-    as good as `test`. A file, a folder with `train` alone, and one whose files are named otherwise, stand for both.
+    as good as `test`. A file, a folder with `train` alone, and one whose files are named otherwise, stand for both;
+    a file with a name like test.jsonl is read for every split.
 
     Raises:
         TaskError: there are none.
     """
     path = Path(data).expanduser()
     if os.path.isfile(path):
-        return [path], True
+        return [path], not path.name.startswith(HELD_OUT_SPLITS)
     held_out = next(filter(None, (_files_named(path, name) for name in HELD_OUT_SPLITS)), [])
     if held_out:
         found, is_whole = held_out if split == "test" else _files_named(path, "train"), False

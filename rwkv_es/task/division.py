@@ -1,12 +1,13 @@
 """Data without splits of their own, divided by a hash of each question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from rwkv_es.task.task import Problem
 
 HELD_OUT_SHARE = 0.1
+T = TypeVar("T")
 FEW = 10  # held-out problems, of which fewer say little
 
 
@@ -24,32 +25,37 @@ class Side(Sequence[Problem]):
 
 
 def side_of(problems: Sequence[Problem], split: str, source: str) -> Side:
-    """Return the side for "train" or "test" of problems that come as one, from a file of that name, say.
+    """Return the side for "train" or "test" of problems that come as one, from a file of that name, say."""
+    train, test = divided(problems, question_of)
+    if train is test:
+        return Side(problems, problems, f"{source} holds one problem, which is trained on and held out alike")
+    words = (
+        f"{source} has no splits: {len(train):,} problems are for training, {len(test):,} held out, by a hash of the "
+        "question"
+    )
+    if len(test) < FEW:
+        words += "; so few say little: give more, or a folder with train.jsonl and test.jsonl"
+    return Side(train if split == "train" else test, problems, words)
 
-    Which side a problem is on depends on its question alone: on no other line, and on no order. Where the hash holds
-    out none or all, the problem with the smallest hash is held out, or the one with the largest is trained on; a
-    single problem stands on both sides.
+
+def divided(items: Sequence[T], question: Callable[[T], str]) -> tuple[Sequence[T], Sequence[T]]:
+    """Return what is for training and what is held out, by a hash of each one's question.
+
+    So the side of one depends on no other, and on no order. Where the hash holds out none or all, the one with the
+    smallest is held out, or the one with the largest trained on; a single question stands on both sides.
     """
-    places = [place_of(problem) for problem in problems]
+    places = [hashed(f"question {question(item)}") for item in items]
     known = sorted(set(places))
     if len(known) < 2:
-        return Side(problems, problems, f"{source} holds one problem, which is trained on and held out alike")
+        return items, items
     end = min(max(HELD_OUT_SHARE, known[1]), known[-1])  # held out is what lies below
-    sides = {"train": [p for p, at in zip(problems, places) if at >= end], "test": []}
-    sides["test"] = [p for p, at in zip(problems, places) if at < end]
-    num_held_out = len(sides["test"])
-    words = (
-        f"{source} has no splits: {len(sides['train']):,} problems are for training, {num_held_out:,} held out, by "
-        "a hash of the question"
-    )
-    if num_held_out < FEW:
-        words += "; so few say little: give more, or a folder with train.jsonl and test.jsonl"
-    return Side(sides[split], problems, words)
+    train = [item for item, place in zip(items, places) if place >= end]
+    return train, [item for item, place in zip(items, places) if place < end]
 
 
-def place_of(problem: Problem) -> float:
-    """Return a problem's place in [0,1): that of its question, however the words are spaced."""
-    return hashed(f"question {' '.join((problem.prompt or problem.answer).split())}")
+def question_of(problem: Problem) -> str:
+    """Return what makes two problems the same: the question, however its words are spaced; of a mere text, that."""
+    return " ".join((problem.prompt or problem.answer).split())
 
 
 def hashed(text: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 from rwkv_es.reward.values import awaited
 from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem
+from rwkv_es.task.division import divided
 from rwkv_es.task.messages import Messages, asked, messages_of, wanted
 from rwkv_es.task.users import import_file
 
@@ -30,14 +31,14 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 def problems(split: str, data: str = "") -> Sequence[Problem]:
     """Return the rows of a file's `train_dataset` (or `dataset`); it also has `environment_factory` and `reward_funcs`.
 
-    Without an `eval_dataset`, the last tenth (at least one row) is held out.
+    Without an `eval_dataset`, a hash of the question holds out a tenth.
     """
     module = _loaded(data)
+    train: Sequence[dict[str, Any]]
     train = [dict(row) for row in getattr(module, "train_dataset", None) or getattr(module, "dataset", [])]
-    held_out = [dict(row) for row in getattr(module, "eval_dataset", None) or []]
+    held_out: Sequence[dict[str, Any]] = [dict(row) for row in getattr(module, "eval_dataset", None) or []]
     if not held_out:
-        size = max(1, len(train) // 10)
-        train, held_out = train[:-size], train[-size:]
+        train, held_out = divided(train, lambda row: str(row["prompt"]))
     rows = train if split == "train" else held_out
     return Generated(lambda index: _problem(rows[index], data), len(rows))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rwkv_es.system.errors import TaskError
 from rwkv_es.task import Done, Generated, Problem
+from rwkv_es.task.division import divided
 from rwkv_es.task.messages import Messages, asked, messages_of, wanted
 from rwkv_es.task.users import import_file
 
@@ -23,7 +24,7 @@ MAX_TURNS = 32
 def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem]:
     """Return the rows of an environment: `data` is a file with `load_environment()`, the argument a module's name.
 
-    Without data for evaluation, the last tenth of the training data (at least one row) is held out.
+    Without data for evaluation, a hash of the question holds out a tenth of the training data.
     """
     if bool(data) == bool(argument):
         raise TaskError("name one environment: --task verifiers --data file.py, or --task verifiers:MODULE")
@@ -115,12 +116,13 @@ def _loaded(data: str, argument: str) -> Any:
     return module.load_environment()
 
 
-def _rows(data: str, argument: str, split: str) -> list[dict[str, Any]]:
+def _rows(data: str, argument: str, split: str) -> Sequence[dict[str, Any]]:
     made = _loaded(data, argument)
+    train: Sequence[dict[str, Any]]
+    held_out: Sequence[dict[str, Any]]
     train, held_out = ([dict(row) for row in found] for found in (_dataset(made, ""), _dataset(made, "eval_")))
     if not held_out or held_out == train:
-        size = max(1, len(train) // 10)
-        train, held_out = train[:-size], train[-size:]
+        train, held_out = divided(train, lambda row: str(row.get("prompt") or row["question"]))
     return train if split == "train" else held_out
 
 

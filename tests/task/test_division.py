@@ -7,7 +7,7 @@ import pytest
 
 from rwkv_es.cli import main
 from rwkv_es.task import Problem, load_task
-from rwkv_es.task.division import Side, place_of, side_of
+from rwkv_es.task.division import Side, divided, hashed, question_of, side_of
 from rwkv_es.task.mixture import load_tasks, overlap
 from rwkv_es.task.splits import problems_to_ask, say_division
 
@@ -52,6 +52,10 @@ def test_duplicates_of_a_question_are_on_one_side_whatever_else_their_rows_hold(
     assert not train & test and len(train) + len(test) == len(ROWS)
 
 
+def place_of(problem):
+    return hashed(f"question {question_of(problem)}")
+
+
 @pytest.mark.parametrize("count", range(2, 40))
 def test_no_side_is_ever_empty(count):
     problems = [Problem(f"{count}, {i}", "") for i in range(count)]
@@ -86,6 +90,24 @@ def test_splits_of_a_folders_own_are_left_alone(tmp_path):
     assert not isinstance(loaded.problems("test"), Side)
     write(tmp_path / "test.jsonl", ROWS[40:50])
     assert len(load_task("jsonl", str(tmp_path)).problems("test")) == 10
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "validation-00000-of-00001.jsonl"])
+def test_a_file_that_is_called_a_test_is_one(tmp_path, name, capsys):
+    data = write(tmp_path / name, ROWS[:50])
+    assert [len(side) for side in sides(data)] == [50, 50]
+    options = ["--task=jsonl", "--template=raw", "--model=tiny", "--population=2", "--prompts=1", "--steps=0"]
+    write(tmp_path / name, [{"question": ":1+1=", "answer": "2"}, {"question": ":1+2=", "answer": "3"}])
+    assert main(["train", f"--data={data}", *options, "--max-new-tokens=1", f"--run={tmp_path}/run"]) == 0
+    assert "2 of the 2 held-out problems are also training problems" in capsys.readouterr().err
+
+
+def test_rows_of_environments_are_divided_alike(tmp_path):
+    rows = [{"prompt": f"{i}", "n": i} for i in range(200)]
+    train, test = divided(rows, lambda row: row["prompt"])
+    again = divided([*rows[::-1], *rows[:50]], lambda row: row["prompt"])
+    assert {row["n"] for row in again[1]} == {row["n"] for row in test} and 8 <= len(test) <= 32
+    assert sorted([*train, *test], key=rows.index) == rows
 
 
 def test_other_tasks_and_parts_of_mixtures_are_divided_too(tmp_path, capsys):

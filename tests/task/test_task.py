@@ -249,7 +249,7 @@ def test_rows_end_at_line_feeds_alone_and_files_may_be_compressed(tmp_path):
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(jsonl(GOOD).rstrip(b"\n")))
     assert read(tmp_path) == [Problem("a\u2028b\u0085c", "1")] * 2
     assert read(tmp_path, "test") == [Problem("a\u2028b\u0085c", "1")]
-    assert list(read(tmp_path / "test.jsonl.gz", "train")) == read(tmp_path, "test")
+    assert read(tmp_path / "test.jsonl.gz", "train") == read(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_single_turn_environment_of_verifiers():
     first = task.problems("train")[0]
     assert prompt_of(task, first, Prompting()) == "System: Be brief.\n\nUser: 1+1=\n\nAssistant:"
     assert play(task, first, [" It is 2"]) == ([""], 2.0, True)
-    assert play(task, task.problems("test")[0], ["4"]) == ([""], 0.0, True)
+    assert play(task, task.problems("test")[0], ["7"]) == ([""], 0.0, True)
 
 
 def test_a_verifiers_environment_by_its_modules_name(monkeypatch):
@@ -59,7 +59,7 @@ def call(name, **given):
 
 def test_an_environment_of_trls_form():
     task = load_task("trl_environment", str(FILES / "trl_counter.py"))
-    problem = task.problems("train")[7]
+    problem = next(found for found in task.problems("train") if found.meta["row"]["goal"] == 7)
     prompt = prompt_of(task, problem, Prompting())
     assert prompt.startswith("User: Bring the counter to 7. The counter is at 2.\nYou may call tools")
     assert "- increment(amount: int) -> int: Increment the counter." in prompt and "_hidden" not in prompt
