@@ -217,6 +217,12 @@ class RunOptions:
         600.0, "seconds that processes wait for one that is silent before all end", above=0, on_resume="free"
     )
     weights: str = option("best", "which weights of the run", "export", choices=("best", "last"))
+    format: str = option(
+        "auto",
+        "form of the export: auto: as --out ends, else .pth; hf: a Hugging Face directory, which --out names",
+        "export",
+        choices=("auto", "pth", "safetensors", "hf"),
+    )
     step: int = option(-1, "number of steps taken (replay: -1 verifies every step)", "replay fork")
     out: str = option("", "output file; fork: the new run's folder", "eval export fork", paths="one")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def load(path: str | Path, may_be_int8: bool = False) -> tuple[Params, Arch]:
     """
     path = Path(path)
     is_directory = huggingface.is_directory(path)
-    tensors = _read_directory(path) if is_directory else read_tensors(path)
+    tensors = read(path)
     refuse_other_models(path, tensors)
     arch = infer(path, tensors)
     check_shapes(path, tensors, arch)
@@ -40,6 +40,15 @@ def load(path: str | Path, may_be_int8: bool = False) -> tuple[Params, Arch]:
     _check_dtypes(path, floats, may_be_fp32=is_directory)
     _check_finite(path, tensors)
     return tensors, arch
+
+
+def read(path: Path) -> Params:
+    """Read the tensors of a file or a Hugging Face directory in the official layout, whatever model they are of.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    return _read_directory(path) if huggingface.is_directory(path) else read_tensors(path)
 
 
 def _read_directory(folder: Path) -> Params:
@@ -77,8 +86,10 @@ def load_state(path: str | Path, arch: Arch) -> Params:
     return tensors
 
 
-def save(path: str | Path, params: Params) -> None:
+def save(path: str | Path, params: Params, check: Callable[[Path], None] | None = None) -> None:
     """Write tensors under their names, in their order; the file is there whole or not at all.
+
+    check: looks at the file before it takes its place, and raises what keeps it from there.
 
     Raises:
         CheckpointError: the file cannot be written, and what was there before is untouched; or it is written, but its
@@ -92,6 +103,9 @@ def save(path: str | Path, params: Params) -> None:
             _write(plain, partial, path.suffix)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+        if check is not None:
+            check(partial)
+        with _readable_os_errors(f"cannot write {path}", "the old file, if any, is untouched"):
             partial.replace(path)
     finally:
         with suppress(OSError):

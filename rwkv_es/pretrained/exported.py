@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from filecmp import cmp
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor
 from rwkv_es.model.int8 import moved
 from rwkv_es.model.layout import STATE
 from rwkv_es.pretrained import checkpoint
+from rwkv_es.pretrained.directory import convert, take_tokenizer, write_like
+from rwkv_es.pretrained.huggingface import is_directory
 from rwkv_es.pretrained.tokenizer import json_beside
+from rwkv_es.pretrained.written import check_written
 from rwkv_es.system.errors import CheckpointError, ConfigError
-from rwkv_es.system.files import writing
+from rwkv_es.system.files import sync, writing
 
 _SUFFIXES = (".pth", ".safetensors")
 _TOKENIZER, _STATE = ".tokenizer.json", "-state.pth"  # ends of the names beside an export
@@ -44,9 +48,11 @@ def export_params(
     <out>.tokenizer.json, unless it is there already. What has not moved leaves with the base's own bits, even where it
     was trained in bf16 (`was_rounded`: it may have been). `replacing` says which files may be there, before the work.
 
+    What is written is read back before it takes its place, see `check_written`.
+
     Raises:
         ConfigError: `out` is the base, has the wrong suffix, cannot be written, or a file is there already.
-        CheckpointError: the weights do not fit the base.
+        CheckpointError: the weights do not fit the base, or the file is not what it should be, and nothing of it stays.
     """
     refuse_suffix(out)
     if out.resolve() == base.resolve():
@@ -57,12 +63,59 @@ def export_params(
     with replacing(files), writing(out):
         weights = {name: _fit(name, params[name], like, was_rounded) for name, like in layout.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(out, weights, partial(check_written, params=weights))
+        if state_names:
+            _save_state(_beside(out, _STATE), params, state_names)
         if tokenizer is not None and _beside(out, _TOKENIZER) in files:
             shutil.copyfile(tokenizer, _beside(out, _TOKENIZER))
-        if state_names:
-            checkpoint.save(_beside(out, _STATE), {name: params[name].float() for name in state_names})
-        checkpoint.save(out, weights)
     return files
+
+
+def export_directory(
+    params: checkpoint.Params, base: Path, out: Path, *, tokenizer: Path | None = None, was_rounded: bool = True
+) -> list[Path]:
+    """Write weights as a Hugging Face directory, in the base's dtypes. Returns the directory, and a state's file in it.
+
+    From such a directory as base: its own names, shapes, shards and other files. From an official file: as the package
+    rwkv7-hf converts it, with the code that transformers needs. Read back before it takes its place.
+
+    Raises:
+        ConfigError: `out` is there already, or rwkv7-hf is missing or fails.
+        CheckpointError: see `export_params`.
+    """
+    refuse_replacing([out])
+    tokenizer = tokenizer or json_beside(base)
+    layout, state_names = _layout(params, base)
+    state_names += [name for name in layout if STATE.fullmatch(name)]  # of a state tuned before: no directory holds one
+    weights = {
+        name: _fit(name, params[name], like, was_rounded) for name, like in layout.items() if name not in state_names
+    }
+    place = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        shutil.rmtree(place, ignore_errors=True)  # what a crash has left
+        place.mkdir(parents=True)
+    try:
+        with writing(out):
+            if is_directory(base):
+                write_like(base, weights, place)
+            else:
+                convert(weights, place)
+            if tokenizer is not None and tokenizer.parent != base:
+                take_tokenizer(tokenizer, place)
+        check_written(place, weights)
+        if state_names:
+            _save_state(place / "initial-state.pth", params, state_names)
+        with writing(out):
+            place.rename(out)
+            sync(out.parent)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return [out, out / "initial-state.pth"] if state_names else [out]
+
+
+def _save_state(path: Path, params: checkpoint.Params, names: Sequence[str]) -> None:
+    state = {name: params[name].float() for name in names}
+    checkpoint.save(path, state, partial(check_written, params=state))
 
 
 def _beside(out: Path, end: str) -> Path:

@@ -1,6 +1,7 @@
 """`rwkv-es export`: a run's weights as a file that every RWKV program loads, laid out exactly like the base."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,14 @@ import torch
 from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.es.update import checksum
 from rwkv_es.pretrained import checkpoint
-from rwkv_es.pretrained.exported import export_params, files_of, refuse_replacing, refuse_suffix, refusing
+from rwkv_es.pretrained.exported import (
+    export_directory,
+    export_params,
+    files_of,
+    refuse_replacing,
+    refuse_suffix,
+    refusing,
+)
 from rwkv_es.pretrained.tokenizer import json_beside
 from rwkv_es.run.identity import ENGINE_DTYPE, read_config
 from rwkv_es.run.ledger import best_weights, default_export
@@ -31,26 +39,40 @@ def export(config: Config) -> Path:
     options = read_config(run)
     made_with = options[PROVENANCE]
     base, sha256 = Path(made_with["base"]), made_with["base_sha256"]
-    out = Path(config.out) if config.out else default_export(run, base)
+    out = _out(config, default_export(run, base))
     is_own = out.absolute() == default_export(run, base).absolute()
     tokenizer = _tokenizer(options.get("tokenizer", "auto"), base)
-    refuse_suffix(out)
-    if not is_own:
+    if config.format == "hf":
+        refuse_replacing([out])
+    elif not is_own:
         refuse_replacing(files_of(out, tokenizer))
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
     held = made_with.get(ENGINE_DTYPE) or ("float32" if options.get("dtype") == "fp32" else "")
-    written = export_params(
-        snapshot.params,
-        base,
-        out,
-        tokenizer=tokenizer,
-        was_rounded=held != "float32",
-        replacing=(lambda files: making(run, files)) if is_own else refusing,
-    )
+    was_rounded = held != "float32"
+    if config.format == "hf":
+        written = export_directory(snapshot.params, base, out, tokenizer=tokenizer, was_rounded=was_rounded)
+    else:
+        replacing = partial(making, run) if is_own else refusing
+        written = export_params(
+            snapshot.params, base, out, tokenizer=tokenizer, was_rounded=was_rounded, replacing=replacing
+        )
     for path in written:
         print(f"wrote {path} (weights after {snapshot.step} steps)")
+    return out
+
+
+def _out(config: Config, default: Path) -> Path:
+    """Return where the export goes, in the form that is asked for."""
+    if config.format == "hf" and not config.out:
+        raise ConfigError("a Hugging Face directory needs a place: rwkv-es export RUN --format hf --out DIR")
+    suffix = f".{config.format}" if config.format in ("pth", "safetensors") else ""
+    out = Path(config.out) if config.out else default.with_suffix(suffix) if suffix else default
+    if config.format != "hf":
+        refuse_suffix(out)
+    if suffix and out.suffix != suffix:
+        raise ConfigError(f"--format {config.format} and --out {config.out} say different things; leave one out")
     return out
 
 
