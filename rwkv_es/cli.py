@@ -21,6 +21,7 @@ from rwkv_es.config.flags import (
     task_parser,
     verb_parser,
 )
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.option import at_home, convert, nearest
 from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
 from rwkv_es.model.batch import choose_blas_mode
@@ -184,6 +185,8 @@ def _with_files(verb: str, file: str, given: dict[str, Any]) -> dict[str, Any]:
         values = with_weights(values, verb)
     if verb == "train":
         return values
+    if verb == "eval" and "objective" not in given and not objective_of(str(values.get("objective", "mean"))).logprob:
+        values.pop("objective", None)  # whatever a run made of its samples, all of it is shown
     known = {name for names in OPTIONS.values() for name in names}
     return {name: value for name, value in values.items() if name in OPTIONS[verb] or name not in known}
 

@@ -247,7 +247,8 @@ def encode_prompt(session: Session, problem: Problem) -> tuple[int, ...]:
     """
     prompt = tuple(session.tokenizer.encode(prompt_of(session.task, problem, session.prompting)))
     if not prompt:
-        raise ConfigError(f"the prompt is empty after the template {session.template!r}; ask something")
+        hint = ", or let the answers be read: --objective logprob" if problem.answer else ""
+        raise ConfigError(f"the prompt is empty after the template {session.template!r}; ask something{hint}")
     return (END_ID, *prompt) if session.has_bos else prompt
 
 

@@ -36,6 +36,10 @@ def _samples_nothing(config: Config) -> bool:
     return not objective_of(config.objective).samples
 
 
+def _reads_nothing(config: Config) -> bool:
+    return not objective_of(config.objective).logprob
+
+
 def _has_own_reward(config: Config) -> bool:
     """Say whether one of the rewards is a function of the user's, which may be called in several ways."""
     return any(not part.strip().startswith("builtin:") for part in config.reward.split(",") if part.strip())
@@ -48,13 +52,15 @@ def _has_own_set(config: Config) -> bool:
 
 
 _OF_WORKERS = "reward_timeout reward_import_timeout reward_memory reward_cuda"
-_OF_TASK = "task data template system shots bos samples split eval_size eval_sets reward reward_signature"
+_OF_TASK = "task objective data template system shots bos samples split eval_size eval_sets reward reward_signature"
 _OF_TASK += " reward_workers reward_group reward_error_limit temperature top_p top_k min_p max_new_tokens seed out"
 _OF_TASK += f" presence_penalty frequency_penalty penalty_decay {_OF_WORKERS}"
 _OF_SAMPLING = "samples eval_samples temperature top_p top_k min_p presence_penalty frequency_penalty penalty_decay"
 _OF_SAMPLING += f" max_new_tokens reward reward_signature reward_error_limit {_OF_WORKERS}"
 _RULES = (
     _Rule(_OF_SAMPLING, _samples_nothing, "with objective logprob alone, which reads answers and samples none"),
+    _Rule("out", _samples_nothing, "with objective logprob alone, which has no answers to write", "eval"),
+    _Rule("objective", _reads_nothing, "in eval, unless it reads reference answers: --objective logprob", "eval"),
     _Rule(_OF_TASK, lambda c: bool(c.text), "with --text, which is read instead of asking a task; leave it out"),
     _Rule("samples eval_samples", _is_greedy, "if all answers are greedy, so all the same; try --temperature 1"),
     _Rule("top_p top_k min_p", lambda c: not c.temperature, "at temperature 0, which is greedy; try --temperature 1"),

@@ -102,7 +102,7 @@ class ESOptions:
         "mean",
         "what is paid: mean, pass (the best) or maj (the majority's) of the samples' rewards; logprob: mean "
         "log-likelihood of the reference answer, without sampling; or a sum: outcome=1,logprob=0.1",
-        "train doctor",
+        "train doctor eval",
     )
     fitness: str = option(
         "zscore", "shaping of rewards into fitness", choices=("zscore", "centered", "rank", "sign", "raw")

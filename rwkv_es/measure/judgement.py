@@ -8,7 +8,7 @@ import torch
 
 from rwkv_es.environment.episodes import Turn
 from rwkv_es.es.fitness import combine
-from rwkv_es.measure.metrics import StepCounts, lengths
+from rwkv_es.measure.metrics import StepCounts, lengths, likelihoods
 from rwkv_es.measure.statistics import difference, estimate, mcnemar, passes
 from rwkv_es.task import lm_eval_rules
 from rwkv_es.task.answers import vote
@@ -41,10 +41,13 @@ class Judgement(NamedTuple):
     sampled: Judged | None
     counted: StepCounts
     name: str = ""  # of the evaluation set
+    logprob: Sequence[float] = ()  # mean log-likelihood of each reference answer's tokens, where they were read
 
     def values(self) -> dict[str, list[float]]:
         """Return every metric's value for each problem."""
-        found = {**of_greedy(self.greedy), **of_turns(self.greedy), **of_harness(self.task, self.greedy)}
+        found = {"logprob": list(self.logprob)} if self.logprob else {}
+        if self.greedy.texts:
+            found |= {**of_greedy(self.greedy), **of_turns(self.greedy), **of_harness(self.task, self.greedy)}
         return found if self.sampled is None else {**found, **of_samples(self.sampled)}
 
 
@@ -92,17 +95,25 @@ def describe(judgement: Judgement) -> dict[str, Any]:
         "reward_timeouts": counted.timeouts,
         "answers_not_finite": counted.broken,
     }
-    return {**result, "problems": len(judgement.greedy.problems), **lengths(counted), **failures}
+    return {
+        **result,
+        "problems": len(judgement.greedy.problems),
+        **lengths(counted),
+        **likelihoods(counted),
+        **failures,
+    }
 
 
 def compare(base: Judgement, tuned: Judgement) -> dict[str, Any]:
-    """Compare two models on the same problems: the differences, and McNemar's test of their right answers."""
+    """Compare two models on the same problems: the differences, and McNemar's test of right answers."""
     assert [p.prompt for p in base.greedy.problems] == [p.prompt for p in tuned.greedy.problems]
     before, after = base.values(), tuned.values()
     gained: dict[str, Any] = {}
     for name in after:
         found = difference(after[name], before[name])
         gained.update({name: found.value, f"{name} 95%": [found.low, found.high]})
+    if "accuracy" not in after:
+        return {"difference": gained}
     test = mcnemar([value == 1 for value in after["accuracy"]], [value == 1 for value in before["accuracy"]])
     right = {"right_only_tuned": test.only_first, "right_only_base": test.only_second}
     return {"difference": gained, **right, "mcnemar_p": test.p_value}

@@ -8,10 +8,7 @@ _NARROWEST = 24  # characters of a terminal that a table is drawn for
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table of texts on stdout. Plain columns are two blanks apart; lines end where their text does.
-
-    A narrow terminal gets them too, and breaks them.
-    """
+    """Print a table of texts on stdout; plain columns, two blanks apart, in pipes and on a narrow terminal."""
     if sys.stdout.isatty() and shutil.get_terminal_size().columns >= _NARROWEST:
         _draw(header, rows, title)
         return

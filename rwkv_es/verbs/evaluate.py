@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
+from rwkv_es.engine.references import Reading
 from rwkv_es.measure import tables
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
@@ -24,6 +26,7 @@ from rwkv_es.session import (
     open_environments,
     open_scorers,
     open_session,
+    read,
 )
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.files import append, refuse_existing
@@ -84,6 +87,8 @@ def _result(config: Config, *judgements: Judgement) -> dict[str, Any]:
 def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> list[Judgement]:
     """Let one model answer each set greedily and, with a temperature, `samples` times; score all that.
 
+    With objective logprob it reads the reference answers, too or instead.
+
     Raises:
         ConfigError: the split is empty, or the samples would all be the same.
     """
@@ -100,23 +105,27 @@ def judge(config: Config, scorers: RewardPool, task: Task | None = None) -> list
 
 def _judged(config: Config, session: Session, scorers: RewardPool, of_set: EvaluationSet) -> Judgement:
     problems, task = of_set.problems()[: config.eval_size or None], of_set.name or config.task
-    with progress(f"{task}, greedy", len(problems)) as advance:
-        answers = answer(greedy(session), problems, scorers=scorers, advance=advance)
-    name = session.base_path.name
-    first, counted = _score(answers, problems, scorers, name)
-    sampled = None
-    if config.temperature:
+    objective, name = objective_of(config.objective), session.base_path.name
+    with progress(f"{task}, greedy", len(problems) * objective.num_kinds) as advance:
+        asked = problems if objective.samples else []
+        answers = answer(greedy(session), asked, scorers=scorers, advance=advance)
+        reading = read(session, problems if objective.logprob else [], advance=advance)
+    first, counted = _score(answers, problems, scorers, name, reading)
+    sampled, logprob = None, reading.per_token.flatten().tolist()
+    if config.temperature and objective.samples:
         with progress(f"{task}, sampled", len(problems) * config.samples) as advance:
             answers = answer(session, problems, samples=config.samples, scorers=scorers, advance=advance)
         sampled, more = _score(answers, problems, scorers, name)
         counted = StepCounts(*(a + b for a, b in zip(counted, more)))
-    return Judgement(session.base_path, session.task, first, sampled, counted, of_set.name)
+    return Judgement(session.base_path, session.task, first, sampled, counted, of_set.name, logprob)
 
 
-def _score(answers: Answers, problems: Sequence[Problem], scorers: RewardPool, model: str) -> tuple[Judged, StepCounts]:
+def _score(
+    answers: Answers, problems: Sequence[Problem], scorers: RewardPool, model: str, reading: Reading | None = None
+) -> tuple[Judged, StepCounts]:
     scores = collect(answers, scorers)
     scorers.say_failure(scores)
-    watch_unperturbed(counted := count(answers, scores), model)
+    watch_unperturbed(counted := count(answers, scores, reading), model)
     turns = [answers.turns_of(place) for place in range(len(answers.texts))] if answers.episodes else []
     most = max((episode.setting.limits.turns for episode in answers.episodes.values()), default=0)
     return Judged(problems, answers.texts, as_numbers(scores.rewards), turns, most), counted
@@ -131,7 +140,9 @@ def show(config: Config, judgements: Sequence[Judgement], result: dict[str, Any]
     ]
     title = f"{result['task']}, {config.split}: {result['problems']} problems; 95 % confidence intervals"
     tables.show(header, rows, title)
-    if config.base:
+    if "bits_per_byte" in result:
+        print(f"reference answers: {result['nats_per_token']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte")
+    if "mcnemar_p" in result:
         print(
             f"McNemar's exact test: p = {result['mcnemar_p']:.2g} ({result['right_only_tuned']} problems right only "
             f"with the tuned model, {result['right_only_base']} only with the base)"

@@ -136,7 +136,7 @@ def test_known_answers_get_the_known_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "examined_alone", lambda session: session)
     monkeypatch.setattr(evaluate, "greedy", lambda session: session)
     monkeypatch.setattr(
-        evaluate, "count", lambda answers, scores: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
+        evaluate, "count", lambda answers, scores, reading: StepCounts(5, 0, 0, 0, scores.errors, scores.timeouts)
     )
 
     def answer(session, problems, scorers, advance):

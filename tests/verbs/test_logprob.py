@@ -143,6 +143,34 @@ def test_a_text_file_is_learned_from(tmp_path):
     assert held_out[0]["eval/bits_per_byte"] == pytest.approx(nll / math.log(2) / 240, rel=1e-5)
 
 
+def evaluated(capsys, argv):
+    assert main(["eval", *map(str, argv), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    return json.loads(out.splitlines()[-1]), out
+
+
+def test_a_run_is_evaluated_by_what_it_was_trained_on(read_only, capsys):
+    """Its export, found by the folder's name, has the last held-out numbers of the training."""
+    held_out = [row for row in metrics_of(read_only) if "eval/reward" in row]
+    best = max(held_out, key=lambda row: row["eval/reward"])
+    found, out = evaluated(capsys, [read_only])
+    assert found["logprob"] == pytest.approx(best["eval/reward"], rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(best["eval/bits_per_byte"], rel=1e-5)
+    assert "accuracy" not in found and f"{found['bits_per_byte']:.4f} bits/byte" in out
+
+
+def test_two_models_are_compared_by_the_likelihood_of_a_text_or_by_both(tmp_path, read_only, capsys):
+    (tmp_path / "test.txt").write_text("1+2=3:" * 40)
+    text = ["--task", "text:60", "--data", tmp_path]
+    assert main(["eval", "tiny", *map(str, text)]) == 2
+    assert "the prompt is empty" in (said := capsys.readouterr().err) and "--objective logprob" in said
+    found, out = evaluated(capsys, [read_only, *text, "--base", "tiny", "--objective", "logprob"])
+    difference = found["logprob"] - found["base"]["logprob"]
+    assert found["difference"]["logprob"] == pytest.approx(difference) and "McNemar" not in out
+    both, _ = evaluated(capsys, ["tiny", "--eval-size", 4, "--objective", "outcome=1,logprob=1"])
+    assert both["problems"] == 4 and {"accuracy", "logprob", "bits_per_byte"} <= both.keys()
+
+
 def test_a_lone_surrogate_is_read_as_the_mark_of_what_is_no_text(tmp_path):
     """JSON may hold one; no file in UTF-8 can."""
     world = {"max_new_tokens": 0, "template": "raw"}
