@@ -132,7 +132,7 @@ def measured(slots: int, samples: int, most_new: int, num_requests: int) -> dict
 
 def teller(requests: Sequence[Request]) -> tuple[Callable[[Mapping[int, Completion]], None], RewardPool]:
     """Return what a rollout of `session.answer` does with what has ended, and the workers that score it."""
-    tokenizer, problems = WorldTokenizer(), load_tasks("countdown").problems("train")
+    tokenizer, problems = WorldTokenizer(), list(load_tasks("countdown").problems("train")[:8])  # as a step has them
     pool = RewardPool("countdown", "", 1, 10.0, 1.0)
 
     def tell(ended: Mapping[int, Completion]) -> None:

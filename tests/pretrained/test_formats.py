@@ -47,7 +47,7 @@ def zipped(**entries):
     [
         (b"GGUF\3\0\0\0" + b"\1" * 99, "GGUF"),
         (b"fmgg" + b"\1" * 99, "rwkv.cpp"),
-        (gzip.compress(b"x"), "packed by gzip; unpack it"),
+        (gzip.compress(b"x", mtime=0), "packed by gzip; unpack it"),
         (tar(), "tar archive"),
         (zipped(readme="text"), "zip archive without a model"),
         (b"\x93NUMPY\1\0" + b" " * 99, "NumPy"),
