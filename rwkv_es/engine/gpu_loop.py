@@ -243,7 +243,8 @@ class Loop:
             if how == "stop" and tokens[-1] != self.end_id:
                 self.stale.add(place)  # it goes on writing until it is told
         leavers = [v for v, request in enumerate(self.scheduler.active) if request.id in found]
-        for source, target in self.scheduler.finish(leavers):
+        self.scheduler.finish(leavers)
+        for source, target in self.scheduler.close():
             self.place[target] = self.place[source]
         del self.place[len(self.scheduler.active) :]
         return found

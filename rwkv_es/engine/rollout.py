@@ -17,11 +17,11 @@ from rwkv_es.engine.decoding import (
     refuse_too_much,
 )
 from rwkv_es.engine.engines import Engine, engine_of
-from rwkv_es.engine.memory import most_under_way
+from rwkv_es.engine.memory import most_saved, most_under_way
 from rwkv_es.engine.scheduler import Admission, Move, Prefix, Request, Scheduler, longest_first
 from rwkv_es.engine.stops import distinct
 from rwkv_es.gpu import engine as gpu
-from rwkv_es.model.forward import Model, State, new_state, perturb, reset_rows_, unperturbed
+from rwkv_es.model.forward import Model, new_state, perturb, reset_rows_, unperturbed
 from rwkv_es.model.penalties import penalties_of
 from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
@@ -60,10 +60,11 @@ def rollout(
             if partner is not None:
                 raise ConfigError("on a GPU, tasks with an environment need --engine torch: triton's loop has no turns")
             return gpu_loop.rollout(engine, requests, decoding, factors, on_finished)
-        rows = _Rows(model, requests, decoding, factors)
+        rows = _Rows(model, requests, decoding, factors, has_turns=partner is not None)
         while not scheduler.is_done:
             rows.admit(scheduler.schedule())
-            rows.forget(scheduler.release())
+            rows.move(scheduler.close())
+            rows.drop(scheduler.release())
             num_active = len(scheduler.active)
             ended: dict[int, Completion] = {}
             if num_active:
@@ -74,14 +75,14 @@ def rollout(
                 finished = rows.finished(num_active)
                 ended = {scheduler.active[slot].id: completion for slot, completion in finished.items()}
                 paused = partner.answered(ended) if partner else ()
-                rows.pause({slot: i for slot in finished if (i := scheduler.active[slot].id) in paused})
-                rows.move(scheduler.finish(finished, paused))
+                rows.keep({slot: i for slot in finished if (i := scheduler.active[slot].id) in paused})
+                scheduler.finish(finished, paused)
                 done.update({i: joined(done.get(i), completion) for i, completion in ended.items()})
                 ended = {i: done[i] for i in ended if i not in paused}
             replies = partner.replies(wait=not scheduler.num_ready) if partner else {}
             for i, request in replies.items():
                 if scheduler.resume(i, request):
-                    rows.drop(i)
+                    rows.drop([i])
                     ended[i] = done[i]
             on_finished(ended)
     return Rollout([done[i] for i in range(len(requests))], num_ticks, num_read)
@@ -91,15 +92,21 @@ class _Rows:
     """What is in the slots: the text that each row reads and writes, and its recurrent state."""
 
     def __init__(
-        self, model: Model, requests: Sequence[Request], decoding: GenerationConfig, factors: Factors | None
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        decoding: GenerationConfig,
+        factors: Factors | None,
+        *,
+        has_turns: bool,
     ) -> None:
         self.model, self.decoding, self.factors = model, decoding, factors
-        capacity = decoding.padded(min(decoding.slots, len(requests)))
-        self.state = new_state(model, capacity)
-        self.saved: dict[Prefix, State] = {}
-        self.paused: dict[int, int] = {}  # requests that wait for their next turn, by id -> rows of `waiting`
-        self.waiting: State | None = None
-        self.free = list(range(min(len(requests), most_under_way(decoding.slots))))  # rows of it
+        num_slots = min(decoding.slots, len(requests))
+        capacity, num_kept = decoding.padded(num_slots), min(len(requests), most_under_way(num_slots)) * has_turns
+        num_kept += most_saved(num_slots) * any(request.shared_prefixes for request in requests)
+        self.state, self.kept = new_state(model, capacity), new_state(model, num_kept)
+        self.kept_of: dict[Prefix | int, int] = {}  # read prefixes and ids of requests that wait -> rows of `kept`
+        self.free = list(range(num_kept))  # rows of it
         # Padding rows need a member whose factors are there: any.
         member = requests[0].member if requests else -1
         self.member = torch.full((capacity,), member, dtype=torch.int64, device=self.state.wkv.device)
@@ -118,19 +125,19 @@ class _Rows:
         self.weights = self._weights()
 
     def admit(self, admissions: Sequence[Admission]) -> None:
-        """Put requests into their slots; their states start empty, as saved for their prefix, or as paused."""
+        """Put requests into their slots; their states start empty, as kept of their prefix, or as they were."""
         if not admissions:
             return
         self._widen(max(len(admission.request.prompt) for admission in admissions))
-        for slot, request, prefix in admissions:
-            self._place(slot, request, len(prefix[1]) if prefix else 0)
+        self._place(admissions)
         self.weights = self._weights()
-        slots = self._index([admission.slot for admission in admissions])
-        reset_rows_(self.state, self.weights.rows(slots), slots)
-        for slot, _, prefix in admissions:
-            if prefix is not None:
-                self.state.copy_row_(slot, self.saved[prefix], 0)
-        self._resume(admissions)
+        kept = [self.kept_of.get(request.id if prefix is None else prefix, -1) for _, request, prefix in admissions]
+        new = self._index([admission.slot for admission, row in zip(admissions, kept) if row < 0])
+        reset_rows_(self.state, self.weights.rows(new), new)
+        others = self._index([admission.slot for admission, row in zip(admissions, kept) if row >= 0])
+        if len(others):
+            self.state.copy_rows_(others, self.kept, self._index([row for row in kept if row >= 0]))
+            self.drop([request.id for _, request, _ in admissions if request.id in self.kept_of])
 
     def read_ahead(self, engine: Engine, num_active: int) -> int:
         """If only a few rows are active, let each read many tokens of its prompt at once, up to what a tick ends.
@@ -178,45 +185,25 @@ class _Rows:
 
     def save_prefixes(self, scheduler: Scheduler) -> None:
         """Save the state of every row that has just read a prefix which others wait for."""
-        num_active = len(scheduler.active)
-        for slot in np.flatnonzero(self.num_read[:num_active] == self.next_shared_prefix[:num_active]):
+        num_active, found = len(scheduler.active), dict[int, Prefix]()
+        for slot in np.flatnonzero(self.num_read[:num_active] == self.next_shared_prefix[:num_active]).tolist():
             request, length = scheduler.active[slot], int(self.num_read[slot])
             prefix = (request.member, request.prompt[:length])
             if scheduler.publish(prefix):
-                self.saved[prefix] = self._copy(int(slot))
+                found[slot] = prefix
             self.next_shared_prefix[slot] = next_shared_prefix(request, length)
+        self.keep(found)
 
-    def pause(self, slots: Mapping[int, int]) -> None:
-        """Save the states of rows that wait for their next turn: slot -> id of the request."""
-        if not slots:
-            return
-        if self.waiting is None:
-            self.waiting = new_state(self.model, len(self.free))
-        places = [self.free.pop() for _ in slots]
-        self.paused.update(zip(slots.values(), places))
-        self._copy_rows(self.waiting, places, self.state, list(slots))
+    def keep(self, slots: Mapping[int, Prefix] | Mapping[int, int]) -> None:
+        """Copy the states of some slots aside, by the name under which they will be wanted."""
+        if slots:
+            rows = [self.free.pop() for _ in slots]
+            self.kept_of.update(zip(slots.values(), rows))
+            self.kept.copy_rows_(self._index(rows), self.state, self._index(list(slots)))
 
-    def drop(self, request_id: int) -> None:
-        """Forget a state that waits for nothing."""
-        self.free.append(self.paused.pop(request_id))
-
-    def _resume(self, admissions: Sequence[Admission]) -> None:
-        found = [(slot, request.id) for slot, request, _ in admissions if request.id in self.paused]
-        if not found or self.waiting is None:
-            return
-        self._copy_rows(self.state, [slot for slot, _ in found], self.waiting, [self.paused[i] for _, i in found])
-        for _, request_id in found:
-            self.drop(request_id)
-
-    def _copy_rows(self, to: State, places: Sequence[int], source: State, rows: Sequence[int]) -> None:
-        target, start = self._index(places), self._index(rows)
-        for part, source_part in zip(to, source):
-            part[:, target] = source_part[:, start]
-
-    def forget(self, prefixes: Sequence[Prefix]) -> None:
-        """Drop saved states."""
-        for prefix in prefixes:
-            del self.saved[prefix]
+    def drop(self, names: Sequence[Prefix] | Sequence[int]) -> None:
+        """Forget what was kept under some names."""
+        self.free.extend(self.kept_of.pop(name) for name in names)
 
     def move(self, moves: Sequence[Move]) -> None:
         """Move rows to other slots."""
@@ -226,34 +213,34 @@ class _Rows:
         for column in self._columns():
             column[target] = column[source]
         to, start = self._index(target), self._index(source)
-        for rows in (*(layer for part in self.state for layer in part), self.member):  # a layer's copy at a time
-            rows[to] = rows[start]
+        self.state.copy_rows_(to, self.state, start)
+        self.member[to] = self.member[start]
         if self.penalties is not None:
             self.penalties.move(to, start)
         self.weights = self._weights()
-
-    def _copy(self, slot: int) -> State:
-        return State(*(part[:, slot : slot + 1].clone() for part in self.state))
 
     def _widen(self, length: int) -> None:
         """Make room for a prompt that is longer than all of before: a reply."""
         if (more := length - self.prompt.shape[1]) > 0:
             self.prompt = np.pad(self.prompt, ((0, 0), (0, more)))
 
-    def _place(self, slot: int, request: Request, num_read: int) -> None:
-        self.prompt[slot, : len(request.prompt)] = request.prompt
-        self.num_prompt[slot], self.num_read[slot] = len(request.prompt), num_read
-        self.num_written[slot], self.most[slot] = 0, request.max_new_tokens
-        self.next_shared_prefix[slot] = next_shared_prefix(request, num_read)
-        self.kind[slot], self.is_broken[slot] = self.stops_of[request.id], False
-        if self.factors is not None:  # the kernels look it up without asking again
-            assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
-                f"no factors of {request.member}"
-            )
-        self.counter[slot] = request.counter
-        self.member[slot] = request.member
-        if self.penalties is not None:
-            self.penalties.start_(slot)
+    def _place(self, admissions: Sequence[Admission]) -> None:
+        places, requests = [admission.slot for admission in admissions], [each.request for each in admissions]
+        for slot, request in zip(places, requests):
+            self.prompt[slot, : len(request.prompt)] = request.prompt
+            if self.penalties is not None:
+                self.penalties.start_(slot)
+            if self.factors is not None:  # the kernels look it up without asking again
+                assert 0 <= request.member // 2 - self.factors.first < self.factors.num_directions, (
+                    f"no factors of {request.member}"
+                )
+        num_read = [len(prefix[1]) if prefix else 0 for _, _, prefix in admissions]
+        self.num_prompt[places], self.num_read[places] = [len(request.prompt) for request in requests], num_read
+        self.num_written[places], self.most[places] = 0, [request.max_new_tokens for request in requests]
+        self.next_shared_prefix[places] = [next_shared_prefix(*each) for each in zip(requests, num_read)]
+        self.kind[places], self.is_broken[places] = [self.stops_of[request.id] for request in requests], False
+        self.counter[places] = [request.counter for request in requests]
+        self.member[self._index(places)] = self._index([request.member for request in requests])
 
     def _sample(self, engine: Engine, x: Tensor, rows: np.ndarray) -> None:
         """Sample the next token of `rows` from the hidden x (S,C)."""

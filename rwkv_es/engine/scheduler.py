@@ -1,7 +1,7 @@
 """Who is in which slot: a waiting line, slots that are refilled at once, and prefixes that are read only once."""
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from rwkv_es.config.option import MOST_NEW
@@ -51,7 +51,7 @@ class Move(NamedTuple):
 
 
 class Scheduler:
-    """Active slots are always the first ones: a leaver's place is taken by a row from the end.
+    """Active slots are always the first ones: a leaver's place is taken by the next request, or by a row from the end.
 
     A prefix wanted by several requests is read by the first of them; the others wait until `publish` says that its
     state was saved, then start from there. No more than `memory.most_saved` are saved or being read for others at a
@@ -63,6 +63,7 @@ class Scheduler:
     def __init__(self, requests: Sequence[Request], num_slots: int) -> None:
         self.num_slots = num_slots
         self.active: list[Request] = []
+        self._gaps: list[int] = []  # among the active slots: emptied, and neither filled nor closed; the first one last
         self._requests = list(requests)
         self._unserved = set(range(len(requests)))
         self._line = deque(range(len(requests)))
@@ -82,7 +83,7 @@ class Scheduler:
     @property
     def is_done(self) -> bool:
         """Say whether nobody is active and nobody waits."""
-        return not (self.active or self._unserved or self._paused or self._resumed)
+        return not (self._num_active or self._unserved or self._paused or self._resumed)
 
     @property
     def num_waiting(self) -> int:
@@ -93,14 +94,13 @@ class Scheduler:
     def num_ready(self) -> int:
         """Count the requests that are in a slot or may enter one."""
         has_room = len(self._paused) < most_under_way(self.num_slots)
-        return len(self.active) + len(self._resumed) + (len(self._unserved) if has_room else 0)
+        return self._num_active + len(self._resumed) + (len(self._unserved) if has_room else 0)
 
     def schedule(self) -> list[Admission]:
         """Fill the free slots: first with those who have nothing more to share, then in the order of the line."""
         admissions = []
-        while self._resumed and len(self.active) < self.num_slots:
-            admissions.append(Admission(len(self.active), self._resumed[0], None))
-            self.active.append(self._resumed.popleft())
+        while self._resumed and self._num_active < self.num_slots:
+            admissions.append(self._enter(self._resumed.popleft(), None))
         while self._has_room and (self._ready or self._line):
             i = (self._ready or self._line).popleft()
             if i not in self._unserved:
@@ -110,16 +110,24 @@ class Scheduler:
             if known in self._reading:
                 self._reading[known].append(i)
                 continue
-            admissions.append(Admission(len(self.active), request, known))
-            self.active.append(request)
+            admissions.append(self._enter(request, known))
             self._unserved.remove(i)
             self._start_reading(request, known)
         return admissions
 
     @property
+    def _num_active(self) -> int:
+        return len(self.active) - len(self._gaps)
+
+    @property
     def _has_room(self) -> bool:
-        num_under_way = len(self.active) + len(self._paused) + len(self._resumed)
-        return len(self.active) < self.num_slots and num_under_way < most_under_way(self.num_slots)
+        num_under_way = self._num_active + len(self._paused) + len(self._resumed)
+        return self._num_active < self.num_slots and num_under_way < most_under_way(self.num_slots)
+
+    def _enter(self, request: Request, prefix: Prefix | None) -> Admission:
+        slot = self._gaps.pop() if self._gaps else len(self.active)
+        self.active[slot : slot + 1] = [request]
+        return Admission(slot, request, prefix)
 
     def resume(self, request_id: int, request: Request | None) -> bool:
         """Let a request that was paused go on, if it does (None: not); say whether it is over now."""
@@ -140,13 +148,14 @@ class Scheduler:
         self._saved.add(prefix)
         return True
 
-    def finish(self, slots: Iterable[int], paused: Collection[int] = ()) -> list[Move]:
-        """Empty `slots`, for a while if a request is `paused`, and close the gaps with rows from the end.
+    def finish(self, slots: Collection[int], paused: Collection[int] = ()) -> None:
+        """Empty `slots`, for a while if a request is `paused`. The next `schedule` fills them."""
+        self._gaps = sorted(slots, reverse=True)
+        self._paused.update({r.id: r for slot in slots if (r := self.active[slot]).id in paused})
 
-        No slot is both a source and a target.
-        """
-        empty = set(slots)
-        self._paused.update({r.id: r for slot in empty if (r := self.active[slot]).id in paused})
+    def close(self) -> list[Move]:
+        """Close the gaps that are left with rows from the end. No slot is both a source and a target."""
+        empty, self._gaps = set(self._gaps), []
         num_left = len(self.active) - len(empty)
         gaps = sorted(slot for slot in empty if slot < num_left)
         movers = [slot for slot in range(num_left, len(self.active)) if slot not in empty]

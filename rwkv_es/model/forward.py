@@ -58,10 +58,16 @@ class State(NamedTuple):
         """Return views of the chosen rows."""
         return State(*(part[:, rows] for part in self))
 
-    def copy_row_(self, row: int, source: "State", source_row: int) -> None:
-        """Copy one row of another state into a row of this one, in place."""
+    def copy_rows_(self, rows: Tensor, source: "State", source_rows: Tensor) -> None:
+        """Copy rows of a state into other rows, of this one, in place: (R,) and (R,) int64."""
         for part, source_part in zip(self, source):
-            part[:, row] = source_part[:, source_row]
+            if part.device.type == "cpu":  # measured: four times as fast as by indices
+                to, start = (tensor.view(torch.uint8).numpy() for tensor in (part, source_part))  # any dtype
+                for row, source_row in zip(rows.tolist(), source_rows.tolist()):
+                    to[:, row] = start[:, source_row]
+            else:
+                for layer, source_layer in zip(part, source_part):  # a layer's copy at a time
+                    layer.index_copy_(0, rows, source_layer.index_select(0, source_rows))
 
 
 def new_state(model: Model, num_rows: int) -> State:

@@ -175,7 +175,8 @@ class Conversation:
         yield held
 
     def _go_back(self, mark: State, rest: bytes) -> None:
-        self.state.copy_row_(0, mark, 0)
+        for part, marked in zip(self.state, mark):
+            part.copy_(marked)
         self.rest = rest.decode("utf-8", "replace")
 
 

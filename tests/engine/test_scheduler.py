@@ -19,6 +19,8 @@ def read_all(requests, num_slots, seed=0):
             rows[slot] = list(saved[prefix]) if prefix else []
             history[req] = len(rows[slot])
             left[slot] = lengths.randint(1, 9)
+        for source, target in scheduler.close():
+            rows[target], left[target] = rows[source], left[source]
         for prefix in scheduler.release():
             del saved[prefix]
         assert len(scheduler.active) <= num_slots
@@ -35,8 +37,7 @@ def read_all(requests, num_slots, seed=0):
         for slot in finished:
             req = scheduler.active[slot]
             assert rows[slot] == list(req.prompt), "a row's text is its request's prompt, forked or not"
-        for source, target in scheduler.finish(finished):
-            rows[target], left[target] = rows[source], left[source]
+        scheduler.finish(finished)
     for prefix in scheduler.release():
         del saved[prefix]
     assert not saved
@@ -54,14 +55,17 @@ def test_a_free_slot_is_filled_at_once():
     scheduler = Scheduler([request(0, p, [1]) for p in range(5)], 2)
     assert [a.slot for a in scheduler.schedule()] == [0, 1]
     assert scheduler.schedule() == []
-    assert scheduler.finish([0]) == [Move(1, 0)]
-    assert [(a.slot, a.request.problem) for a in scheduler.schedule()] == [(1, 2)]
+    scheduler.finish([0])
+    assert [(a.slot, a.request.problem) for a in scheduler.schedule()] == [(0, 2)]
+    assert scheduler.close() == [], "nobody has to move"
 
 
 def test_retired_gaps_are_closed_from_the_end_and_moves_do_not_depend_on_each_other():
     scheduler = Scheduler([request(0, p, [1]) for p in range(6)], 6)
     scheduler.schedule()
-    moves = scheduler.finish([1, 4, 2])
+    scheduler.finish([1, 4, 2])
+    assert scheduler.schedule() == []
+    moves = scheduler.close()
     assert sorted(moves) == [Move(3, 1), Move(5, 2)] or sorted(moves) == [Move(3, 2), Move(5, 1)]
     assert sorted(r.problem for r in scheduler.active) == [0, 3, 5]
 

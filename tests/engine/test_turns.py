@@ -127,7 +127,7 @@ def test_episodes_that_wait_leave_their_slots_and_are_no_more_than_twice_the_slo
     for first in (0, 2):
         assert [admission.request.id for admission in scheduler.schedule()] == [first, first + 1]
         scheduler.finish([0, 1], {first, first + 1})
-        assert not scheduler.active
+        assert scheduler.close() == [] and not scheduler.active
     assert scheduler.schedule() == [] and scheduler.num_ready == 0 and not scheduler.is_done
     assert scheduler.resume(2, None) and not scheduler.resume(3, Request(-1, 3, (5,), 1))
     assert [admission.request.id for admission in scheduler.schedule()] == [3, 4], "who goes on comes first"
