@@ -11,6 +11,7 @@ from torch import Tensor
 from rwkv_es.model.layout import Params
 
 from .rates import falling
+from .world import Answered
 
 ROW_TOKENS = 4096  # in one pass, unless the settings say `row_tokens`: bounds the memory of the activations
 
@@ -20,36 +21,35 @@ class Texts(NamedTuple):
 
     places: list[int]  # in the list of completions
     tokens: Tensor  # (B,T) int64
-    is_new: Tensor  # (B,T) bool: the tokens that were sampled
+    is_new: Tensor  # (B,T) bool: the tokens that the model wrote
 
 
-def rows(
-    prompts: Sequence[tuple[int, ...]], completions: Sequence[list[int]], places: Sequence[int], most: int = ROW_TOKENS
-) -> Iterator[Texts]:
+def rows(answered: Answered, places: Sequence[int], most: int = ROW_TOKENS) -> Iterator[Texts]:
     """Yield the texts at `places` in batches of similar length, at most `most` tokens each (or one text)."""
-    sizes = {place: _padded(len(prompts[place]) + len(completions[place])) for place in places}
+    sizes = {place: _padded(len(answered.prompts[place]) + len(answered.completions[place])) for place in places}
     batch: list[int] = []
     for place in sorted(places, key=lambda place: sizes[place]):
         if batch and sizes[place] * (len(batch) + 1) > most:
-            yield _texts(prompts, completions, batch)
+            yield _texts(answered, batch, sizes[batch[-1]])
             batch = []
         batch.append(place)
     if batch:
-        yield _texts(prompts, completions, batch)
+        yield _texts(answered, batch, sizes[batch[-1]])
 
 
 def _padded(length: int) -> int:
     return -(-length // CHUNK) * CHUNK
 
 
-def _texts(prompts: Sequence[tuple[int, ...]], completions: Sequence[list[int]], places: list[int]) -> Texts:
-    length = max(_padded(len(prompts[place]) + len(completions[place])) for place in places)
-    tokens, is_new = torch.zeros(len(places), length, dtype=torch.int64), torch.zeros(len(places), length)
+def _texts(answered: Answered, places: list[int], length: int) -> Texts:
+    tokens = torch.zeros(len(places), length, dtype=torch.int64)
+    is_new = torch.zeros(len(places), length, dtype=torch.bool)
     for row, place in enumerate(places):
-        start, end = len(prompts[place]), len(prompts[place]) + len(completions[place])
-        tokens[row, :end] = torch.tensor([*prompts[place], *completions[place]])
-        is_new[row, start:end] = 1
-    return Texts(places, tokens, is_new.bool())
+        prompt, completion = answered.prompts[place], answered.completions[place]
+        start, end = len(prompt), len(prompt) + len(completion)
+        tokens[row, :end] = torch.tensor([*prompt, *completion])
+        is_new[row, start:end] = torch.tensor(answered.is_own[place]) if answered.is_own else True
+    return Texts(places, tokens, is_new)
 
 
 def read(params: Params, texts: Texts) -> tuple[Tensor, Tensor]:

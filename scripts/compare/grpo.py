@@ -46,7 +46,7 @@ def tell(state: State, answered: Answered) -> State:
     advantage = advantages(answered.rewards, state.settings.get("dr", False)).flatten()
     places = [place for place, value in enumerate(advantage.tolist()) if value]
     most = state.settings.get("row_tokens", ROW_TOKENS)
-    batches = list(rows(answered.prompts, answered.completions, places, most))
+    batches = list(rows(answered, places, most))
     with torch.no_grad():
         before = [read(state.policy, texts)[0] for texts in batches]
     for _ in range(state.settings["epochs"] if batches else 0):

@@ -47,7 +47,7 @@ def tell(state: State, answered: Answered) -> State:
     """Take a few steps on the clipped surrogate and the squared error of the values."""
     rewards = answered.rewards.flatten().float()
     most = state.settings.get("row_tokens", ROW_TOKENS)
-    batches = list(rows(answered.prompts, answered.completions, range(len(rewards)), most))
+    batches = list(rows(answered, range(len(rewards)), most))
     before = [_before(state, texts, rewards) for texts in batches]
     every = torch.cat([advantage[texts.is_new[:, 1:]] for texts, (_, advantage, _) in zip(batches, before)])
     mean, deviation, count = every.mean(), every.std() + 1e-8, len(every)

@@ -94,7 +94,7 @@ def judged_shortly(world: World, params: Params, problems: Sequence[Problem]) ->
 
 
 def accuracy(world: World, params: Params, problems: Sequence[Problem]) -> float:
-    """Return the share of greedy answers that are right."""
+    """Return the share of greedy answers that are right; of episodes: that earn all there is to earn."""
     return _rewards(world, params, problems, 1)[0].mean().item()
 
 
@@ -118,8 +118,9 @@ def _rewards(world: World, params: Params, problems: Sequence[Problem], samples:
     model = world.model._replace(params=params)
     asked = Asked(model=model, samples=samples, temperature=0.0 if samples == 1 else 1.0)
     found = answer(world, asked, problems)
-    num_tokens = sum(map(len, found.completions)) / len(found.completions)
-    return found.rewards.reshape(len(problems), samples), num_tokens
+    num_tokens = sum(map(len, found.completions)) / len(found.completions)  # of episodes: with the replies
+    rewards = found.rewards.reshape(len(problems), samples)
+    return rewards if world.setting is None else (rewards >= 1).double(), num_tokens
 
 
 def resident() -> int:

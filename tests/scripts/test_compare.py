@@ -158,7 +158,7 @@ def test_what_the_gradients_see_is_what_the_engine_sees():
     """Log-probabilities of a text's tokens, read in parallel, against the engine's logits, token by token."""
     model, _ = load_model("tiny")
     prompts, completions = [(19, 4, 20, 5, 50, 6), (30, 4, 18)], [[3, 20, 9, 18, 0], [1, 14, 8, 15, 2, 0, 7]]
-    for texts in rows(prompts, completions, [0, 1]):
+    for texts in rows(Answered(torch.zeros(2, 1), prompts, completions), [0, 1]):
         likelihood, _ = read(model.params, texts)
         for row, place in enumerate(texts.places):
             text = [*prompts[place], *completions[place]]
@@ -196,7 +196,7 @@ def test_a_step_of_grpo_makes_the_better_answer_likelier(method):
 
 def likelihoods(params, prompts, completions):
     found = {}
-    for texts in rows(prompts, completions, range(len(prompts))):
+    for texts in rows(Answered(torch.zeros(1), prompts, completions), range(len(prompts))):
         likelihood, _ = read(params, texts)
         sums = (likelihood * texts.is_new[:, 1:]).sum(1).tolist()
         found |= dict(zip(texts.places, sums))
@@ -312,3 +312,46 @@ def load_program():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def guessing():
+    from compare.world import open_world
+
+    return open_world("tiny-guess", "guess_mini")
+
+
+def test_what_the_gradients_see_of_an_episode_is_what_was_read_and_written(guessing):
+    """Greedy answers are the likeliest tokens after all that stands before them; the replies are the environment's."""
+    from compare.world import Asked, answer
+
+    problems = guessing.train[:3]
+    found = answer(guessing, Asked(model=guessing.model), problems)
+    for place, problem in enumerate(problems):
+        prompt, tokens, is_own = found.prompts[place], found.completions[place], found.is_own[place]
+        assert guessing.tokenizer.decode(prompt) == problem.prompt and len(tokens) == len(is_own)
+        spoken = guessing.tokenizer.decode(tokens).splitlines()
+        hidden, earned = list(problem.meta["hidden"]), 0
+        for guess, reply in zip(spoken[::2], spoken[1::2]):
+            assert reply == ("=" if int(guess) == hidden[0] else "+" if hidden[0] > int(guess) else "-")
+            earned += reply == "="
+            del hidden[: reply == "="]
+        earned += len(spoken) % 2 and int(spoken[-1]) == hidden[0]
+        assert found.rewards.flatten()[place].item() == pytest.approx(earned / 3)
+        assert "".join(spoken[1::2]) == guessing.tokenizer.decode(
+            [token for token, own in zip(tokens, is_own) if not own]
+        ).replace("\n", "")
+        for t, own in enumerate(is_own):
+            if own:
+                assert guessing.model.logits([*prompt, *tokens[:t]]).argmax().item() == tokens[t]
+    texts = next(rows(found, [0]))
+    assert texts.is_new.sum() == sum(found.is_own[0]) < len(found.completions[0])
+
+
+def test_a_step_of_grpo_on_episodes_moves_the_weights(guessing):
+    from compare.world import answer
+
+    state = grpo.start(guessing.model, {**grpo.DEFAULTS, "lr": 1e-3, "epochs": 1, "samples": 4}, seed=0)
+    state = grpo.tell(state, answer(guessing, grpo.ask(state), guessing.train[:4], noise=1))
+    moved = grpo.params(state)["head.weight"] - guessing.model.params["head.weight"]
+    assert moved.isfinite().all() and moved.abs().max() > 1e-4
