@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 from rwkv_es.engine.decoding import Completion
 from rwkv_es.engine.scheduler import Request
 from rwkv_es.engine.stops import cut
-from rwkv_es.environment.play import Said
+from rwkv_es.environment.play import Cut, Said
 from rwkv_es.environment.pool import Environments
 from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.reward.sheet import MIN_ITEMS_FOR_LIMIT, Scores, too_many_failed
@@ -62,6 +63,14 @@ class Episode:
         limits = self.setting.limits
         return len(self.answers) < limits.turns and self.num_sampled + self.num_replied + 1 < limits.tokens
 
+    def add_last(self, said: Said) -> None:
+        """Add what its environment pays for an episode that a limit has ended."""
+        if said.error:
+            return self.fail(said.error, said.cause, is_timeout=said.is_timeout)
+        last = self.turns[-1]
+        reward = None if said.reward is None else (last.reward or 0.0) + said.reward
+        self.turns[-1] = last._replace(reward=reward)
+
     def fail(self, error: str, cause: str, *, is_timeout: bool = False) -> None:
         """End it without a reward."""
         self.finish, self.error, self.cause, self.is_timeout = "failed", error, cause, is_timeout
@@ -102,7 +111,7 @@ class Episodes:
         for number, said in self.environments.poll(WAIT_S if wait else 0.0):
             place = self._place_of.pop(number, None)
             if place is not None:
-                found[place] = self._next(self.by_place[place], said)
+                found[place] = self._next(place, self.by_place[place], said)
         return found
 
     def gather(self) -> dict[int, Episode]:
@@ -129,21 +138,29 @@ class Episodes:
         episode.num_sampled, episode.last = episode.num_sampled + len(tokens), list(tokens)
         self._place_of[episode.number] = place
 
-    def _next(self, episode: Episode, said: Said) -> Request | None:
+    def _next(self, place: int, episode: Episode, said: Said) -> Request | None:
         """Take in what an environment said. Returns the next answer to generate, if there is one."""
+        if episode.finish:
+            episode.add_last(said)
+            return None
         episode.turns.append(Turn(episode.answers[-1], said.text, said.reward))
         if said.error:
             episode.fail(said.error, said.cause, is_timeout=said.is_timeout)
         elif said.is_over:
             episode.finish = "done"
         elif not episode.has_room:
-            episode.finish = "turns" if len(episode.answers) >= episode.setting.limits.turns else "tokens"
-            self._forget(episode)
+            self._cut(place, episode, "turns" if len(episode.answers) >= episode.setting.limits.turns else "tokens")
         else:
-            return self._continued(episode, said.text)
+            return self._continued(place, episode, said.text)
         return None
 
-    def _continued(self, episode: Episode, reply: str) -> Request | None:
+    def _cut(self, place: int, episode: Episode, finish: str) -> None:
+        """End an episode by a limit; its environment may pay for what there is."""
+        episode.finish = finish
+        self.environments.answer(episode.number, Cut.CUT)
+        self._place_of[episode.number] = place
+
+    def _continued(self, place: int, episode: Episode, reply: str) -> Request | None:
         try:
             unread, read = continuation(self.tokenizer, episode, reply)
         except ConfigError as error:
@@ -152,8 +169,7 @@ class Episodes:
             return None
         left = episode.setting.limits.tokens - episode.num_sampled - episode.num_replied - len(read)
         if left < 1:
-            episode.finish = "tokens"
-            self._forget(episode)
+            self._cut(place, episode, "tokens")
             return None
         episode.num_replied += len(read)
         episode.text += self.tokenizer.decode(read)
@@ -170,7 +186,7 @@ class Episodes:
             self.environments.forget(episode.number)
 
 
-def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[list[int], list[int]]:
+def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[Sequence[int], Sequence[int]]:
     """Return what is to be read before the next answer: the last token of the last one, and the reply's tokens.
 
     What the model wrote itself of the template's next turn, such as the "User:" that ended its answer, is not read
@@ -183,14 +199,21 @@ def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[li
     reply = without_blank_lines(reply) if before else reply
     tokens, head = episode.last, before.encode()
     if tokens[-1] == tokenizer.end_id:
-        read = tokenizer.encode(before + reply + after)
+        read = _encoded(tokenizer, before + reply + after)
         return ([], read) if read else (tokens[-1:], [])
+    if not before:  # of which the model could have written something
+        return tokens[-1:], _encoded(tokenizer, reply + after)
     data = [tokenizer.token_bytes[token] for token in tokens]
     for unread in (tokens[-1:], []):  # without the last token, if that goes beyond what the turn begins with
         written = _after_answer(b"".join(data), b"".join(data if unread else data[:-1]), episode.setting.stop)
         if written is not None and head.startswith(written):
-            return unread, tokenizer.encode(head[len(written) :].decode("utf-8", "ignore") + reply + after)
-    return tokens[-1:], tokenizer.encode(before + reply + after)
+            return unread, _encoded(tokenizer, head[len(written) :].decode("utf-8", "ignore") + reply + after)
+    return tokens[-1:], _encoded(tokenizer, before + reply + after)
+
+
+@lru_cache(maxsize=1024)  # many environments have few replies
+def _encoded(tokenizer: Tokenizer, text: str) -> Sequence[int]:
+    return tokenizer.encode(text)
 
 
 def _after_answer(data: bytes, read: bytes, stop: Sequence[str]) -> bytes | None:

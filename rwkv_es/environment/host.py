@@ -18,7 +18,7 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from rwkv_es.environment.play import Said, failed, play
+from rwkv_es.environment.play import Answer, Said, failed, play
 from rwkv_es.reward.sheet import TRIES
 from rwkv_es.system.errors import RwkvEsError, cause
 from rwkv_es.system.isolation import Bounds, adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
@@ -31,7 +31,7 @@ _BATCH = 16  # new episodes for a child that answers quickly
 _QUICK_S, _LOOK_S = 0.005, 0.05
 
 # Episode; its problem, if the host does not know it; the answers that it has not heard, None: forget it.
-Ask = tuple[int, Problem | None, list[str] | None]
+Ask = tuple[int, Problem | None, list[Answer] | None]
 
 
 class Staging(NamedTuple):
@@ -52,7 +52,7 @@ class Play:
     """An episode as the host knows it: enough to begin it anew."""
 
     problem: Problem
-    texts: list[str] = field(default_factory=list)
+    texts: list[Answer] = field(default_factory=list)
     child: "Child | None" = None
     losses: int = 0
     spent_s: float = 0.0
@@ -246,7 +246,7 @@ class Host:
 
     def send(self, child: Child) -> None:
         """Send an idle child what waits for it, and new episodes: one, or some if it is quick."""
-        message: list[tuple[int, Problem | None, list[str]]] = [(episode, None, []) for episode in child.dropped]
+        message: list[tuple[int, Problem | None, list[Answer]]] = [(episode, None, []) for episode in child.dropped]
         child.dropped.clear()
         for episode in self.chosen_for(child):
             play = self.plays[episode]

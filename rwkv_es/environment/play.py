@@ -5,6 +5,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable
+from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -16,6 +17,15 @@ from rwkv_es.task.turns import Done, Reply
 MAX_ERROR_CHARS = 4000
 _MOST_CHARS_SHOWN = 100_000  # of a reply
 Speak = Callable[[str], Any]  # the form that all environments are brought to
+
+
+class Cut(Enum):
+    """What is handed over in place of an answer if a limit has ended the episode."""
+
+    CUT = 0
+
+
+Answer = str | Cut
 
 
 class Said(NamedTuple):
@@ -52,6 +62,19 @@ class Game:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  SystemExit too: it is a user's code
+            return _failure(error)
+
+    def cut(self) -> Said:
+        """End it by a limit; an environment with a method `cut` says what that earns besides."""
+        pay = getattr(self._made, "cut", None)
+        if not callable(pay):
+            return Said(is_over=True)
+        try:
+            found = awaited(pay())
+            return self._checked(found if isinstance(found, Done) else Done(found))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  as above
             return _failure(error)
 
     def close(self) -> None:
@@ -143,9 +166,9 @@ def play(host: Connection, environment: Callable[[Problem], Any], most_chars: in
                     host.send((episode, tuple(said)))
 
 
-def _answered(game: Game, text: str) -> Said:
+def _answered(game: Game, text: Answer) -> Said:
     try:
-        return game.answer(text)
+        return game.cut() if isinstance(text, Cut) else game.answer(text)
     except KeyboardInterrupt as error:  # the environment's own: no key that is pressed gets here
         return failed(repr(error), "KeyboardInterrupt")
 

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import itertools
 import pickle
+import select
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from rwkv_es.config.options import Config
 from rwkv_es.environment.host import Ask, Staging, serve
-from rwkv_es.environment.play import Game, Said
+from rwkv_es.environment.play import Answer, Cut, Game, Said
 from rwkv_es.reward.pool import bounds_of
 from rwkv_es.reward.sheet import TRIES
 from rwkv_es.system.errors import RewardError
@@ -40,7 +41,7 @@ class Environments:
         self._numbers = itertools.count()
         self._games: dict[int, Game] = {}
         self._said: list[tuple[int, Said]] = []
-        self._begun: dict[int, tuple[Problem, list[str]]] = {}  # episodes that go on, with all answers
+        self._begun: dict[int, tuple[Problem, list[Answer]]] = {}  # episodes that go on, with all answers
         self._asks: list[int] = []  # episodes of which the host is yet to hear
         self._awaited: dict[int, None] = {}  # those that owe a reply, in order
         self._known: set[int] = set()  # by the host
@@ -60,8 +61,8 @@ class Environments:
             self._play(number, text)
         return number
 
-    def answer(self, number: int, text: str) -> None:
-        """Hand over the model's next answer."""
+    def answer(self, number: int, text: Answer) -> None:
+        """Hand over the model's next answer, or that a limit has ended the episode."""
         if self._environment is None:
             self._begun[number][1].append(text)
             self._ask(number)
@@ -121,6 +122,8 @@ class Environments:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         their_lifeline, self._lifeline = context.Pipe(duplex=False)  # broken when this process is gone
+        self._heard = select.poll()  # asked every tick: a tenth of what Connection.poll takes
+        self._heard.register(self._connection, select.POLLIN)
         self._process = context.Process(target=serve, args=(theirs, their_lifeline, self._staging))
         self._process.start()
         theirs.close()
@@ -130,8 +133,9 @@ class Environments:
         threading.Thread(target=_post, args=(self._connection, self._outbox), daemon=True).start()
         _open.add(self)
 
-    def _play(self, number: int, text: str) -> None:
-        said = self._games[number].answer(text)
+    def _play(self, number: int, text: Answer) -> None:
+        game = self._games[number]
+        said = game.cut() if isinstance(text, Cut) else game.answer(text)
         self._said.append((number, said))
         if said.is_over:
             self._games.pop(number).close()
@@ -151,7 +155,7 @@ class Environments:
     def _receive(self, wait_s: float) -> None:
         """Take in what the host has said; wait for it up to some time."""
         try:
-            while self._connection.poll(wait_s):
+            while self._heard.poll(1000 * wait_s):
                 wait_s, message = 0.0, self._connection.recv()
                 if self._is_ready:
                     self._take(message)

@@ -34,6 +34,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text up to the end token; bytes that are no UTF-8 become U+FFFD."""
 
+    def __hash__(self) -> int:
+        """What a tokenizer has said may be kept beside it."""
+
 
 class WorldTokenizer:
     """RWKV World: greedy longest match on bytes, with the vocabulary of the `rwkv` package."""
@@ -160,7 +163,7 @@ def _join(token_bytes: Sequence[bytes], ids: Sequence[int]) -> str:
     until_end = list(ids)
     if END_ID in until_end:
         del until_end[until_end.index(END_ID) :]
-    return b"".join(token_bytes[i] for i in until_end).decode("utf-8", "replace")
+    return b"".join(map(token_bytes.__getitem__, until_end)).decode("utf-8", "replace")
 
 
 def _read_json(path: Path) -> Any:

@@ -67,6 +67,11 @@ class environment:
             return Done(await self.reward(), shown)
         return shown
 
+    async def cut(self) -> Done:
+        """Let the rubric score an episode that a limit has ended."""
+        self.state["is_truncated"] = True
+        return Done(await self.reward())
+
     async def is_over(self) -> bool:
         """Ask the library's stop conditions; a single turn is over after its answer."""
         most = getattr(self.made, "max_turns", 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_es.environment.host import Staging
+from rwkv_es.environment.play import Cut
 from rwkv_es.environment.pool import Environments
 from rwkv_es.system.errors import RewardError
 from rwkv_es.task import Done, Problem
@@ -230,3 +231,42 @@ def test_a_python_object_runs_here():
     last, replies = play(environments, ["good", "good"])
     environments.close()
     assert Counter(said.text for said in last.values()) == {"a0a1a2": 2} and replies == [["go on"] * 2] * 2
+
+
+PAYING = """
+from rwkv_es.task import Problem
+VERSION, STOP, MAX_NEW_TOKENS, TEMPLATE = "1", (), 4, "raw"
+
+def problems(split, data=""):
+    return [Problem("1:", "")]
+
+class environment:
+    def __init__(self, problem):
+        self.kind, self.texts = problem.meta["kind"], []
+
+    def reply(self, text):
+        self.texts.append(text)
+        return "go on"
+
+    async def cut(self):
+        if self.kind == "hang":
+            import time
+            time.sleep(1000)
+        return 0.25 * len(self.texts)
+"""
+
+
+def test_a_limit_is_told_to_the_environment_which_may_pay_or_hang(tmp_path):
+    (tmp_path / "paying.py").write_text(PAYING)
+    environments = Environments(Staging(str(tmp_path / "paying.py"), "", 1.0, 1e9, 1, 1000))
+    numbers = [environments.begin(Problem("1:", "", {"kind": kind}), "a0") for kind in ("good", "hang")]
+    said, deadline = {}, time.monotonic() + 60
+    while len(said) < 2 and time.monotonic() < deadline:
+        for number, each in environments.poll(0.2):
+            if each.is_over:
+                said[number] = each
+            else:
+                environments.answer(number, Cut.CUT)
+    environments.close()
+    assert (said[numbers[0]].reward, said[numbers[0]].error) == (0.25, "")
+    assert said[numbers[1]].is_timeout and said[numbers[1]].reward == 0.0

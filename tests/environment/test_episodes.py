@@ -211,3 +211,36 @@ def test_limits_of_the_options_replace_the_tasks(tmp_path):
     assert limits() == (20, 120, float("inf"))
     assert limits(max_turns=5) == (5, 30, float("inf"))
     assert limits(max_new_tokens=2, max_episode_tokens=50, max_episode_seconds=3) == (20, 50, 3.0)
+
+
+class Paying(Never):
+    """Pays for what there is when a limit ends it."""
+
+    def cut(self):
+        return len(self.texts) / 4
+
+
+class PayingNothing(Never):
+    def cut(self):
+        return Done(None)
+
+
+class BreakingInTheEnd(Never):
+    def cut(self):
+        raise ValueError("no score for this")
+
+
+@pytest.mark.parametrize("limits", [FOUR, Limits(100, 24)])
+def test_an_environment_may_pay_for_an_episode_that_a_limit_has_ended(tmp_path, limits):
+    answers, scores = run(Paying, tmp_path, limits)
+    for episode, reward in zip(answers.episodes.values(), scores.rewards):
+        assert episode.finish == ("turns" if limits is FOUR else "tokens")
+        assert reward == len(episode.turns) * (0.125 + 0.25) > 0
+    assert count(answers, scores).episodes_cut == 2
+
+
+def test_one_that_cannot_be_scored_has_no_reward_and_one_that_fails_then_is_counted(tmp_path):
+    assert run(PayingNothing, tmp_path)[1].rewards == [None, None]
+    answers, scores = run(BreakingInTheEnd, tmp_path)
+    assert scores.rewards == [0.0, 0.0] and scores.errors == 2 and "no score for this" in scores.first_error
+    assert count(answers, scores).episodes_failed == 2

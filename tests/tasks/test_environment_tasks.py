@@ -19,6 +19,10 @@ from rwkv_es.task.tools import tool_loop
 FILES = ROOT / "tests" / "data" / "environments"
 
 
+def call(name, **given):
+    return f" <tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call>"
+
+
 def play(task, problem, answers):
     """What is said to each answer: texts, and the rewards' sum when it is over."""
     game = Game(task.environment, problem, 10_000)
@@ -53,10 +57,6 @@ def test_a_verifiers_environment_by_its_modules_name(monkeypatch):
         load_task("verifiers:nothing-of-the-sort").problems("train")
 
 
-def call(name, **given):
-    return f" <tool_call>{json.dumps({'name': name, 'arguments': given})}</tool_call>"
-
-
 def test_an_environment_of_trls_form():
     task = load_task("trl_environment", str(FILES / "trl_counter.py"))
     problem = next(found for found in task.problems("train") if found.meta["row"]["goal"] == 7)
@@ -69,6 +69,33 @@ def test_an_environment_of_trls_form():
     assert (reward, is_over) == (1.0, True)  # seven messages are not short: that function does not apply
     assert play(task, problem, [call("increment", amount=5), " Done."])[1] == 1.25
     assert play(task, problem, [" I cannot."])[1] == 0.25
+
+
+def test_environments_of_several_kinds_that_pay_by_themselves():
+    task = load_task("trl_environment", str(FILES / "trl_kinds.py"))
+    adder, asker = task.problems("train")
+    text = prompt_of(task, adder, Prompting())
+    assert "Add. Reach 3." in text and "- add(amount: int)" in text and "get_reward" not in text
+    assert play(task, adder, [call("add", amount=3), " Done."])[1] == 1.0 + 10.0 * 0.001
+    assert prompt_of(task, asker, Prompting()).startswith("User: Ask.")
+    assert play(task, asker, [call("ask")] * 2 + ["x"])[0][:2] == [
+        f"<tool_response>{{'called': {n}}}</tool_response>" for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "answers", "reward"),
+    [
+        ("trl_environment", "trl_counter.py", [call("increment", amount=-2)], 1.25),  # the goal is 0, and it is short
+        ("trl_environment", "trl_kinds.py", [call("add", amount=3)], 1.01),
+        ("verifiers", "verifiers_sum.py", [" 5", " 6"], 0.25),  # one answer more would be the last
+    ],
+)
+def test_an_episode_that_a_limit_ends_earns_what_its_transcript_is_worth(name, file, answers, reward):
+    task = load_task(name, str(FILES / file))
+    game = Game(task.environment, task.problems("train")[0], 10_000)
+    assert not any(game.answer(answer).is_over for answer in answers)
+    assert game.cut()[1:4] == (reward, True, "")
 
 
 def test_a_tool_call_that_is_wrong_is_told_to_the_model():
