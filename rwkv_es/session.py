@@ -95,7 +95,11 @@ def open_session(config: Config, task: Task | None = None) -> Session:
         task,
         template_of(task, prompting),
         GenerationConfig(
-            parts[0].stops, sampling, slots_of(config, model), config.engine, config.threads or torch.get_num_threads()
+            parts[0].stops,
+            sampling,
+            slots_of(config, model, has_turns=task.environment is not None),
+            config.engine,
+            config.threads or torch.get_num_threads(),
         ),
         parts,
         prompting,

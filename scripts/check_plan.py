@@ -59,7 +59,7 @@ def plan(options: list[str], prompt_tokens: float) -> Any:
     """Plan the step."""
     model, *rest = options
     values = {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2])}
-    extra = {"threads": 1, "measure": True, "device": "cpu", "prompt_tokens": round(prompt_tokens)}
+    extra = {"threads": 1, "measure": True, "device": "cpu", "eval_every": 0, "prompt_tokens": round(prompt_tokens)}
     return make_plan(build({"model": model, **values, **extra}, "plan"))
 
 

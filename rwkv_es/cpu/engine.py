@@ -23,7 +23,7 @@ except ImportError:  # numba is missing or does not fit the installed numpy
     kernels = None  # type: ignore[assignment]
 
 ROWS_PER_BLOCK = 256  # measured: smaller blocks pay more calls than they save in cache misses
-_FEWEST_ROWS = 32  # for a thread of its own
+FEWEST_ROWS = 32  # for a thread of its own
 _COMPILING = "rwkv-es: compiling the CPU kernels, once on this machine; this takes about half a minute ..."
 
 
@@ -127,7 +127,7 @@ class FusedEngine:
 
     def _share_out(self, work: Callable[[int, int, Callable[[int], Scratch]], None], num_rows: int) -> None:
         """Let the threads work on contiguous shares of rows (or words), each a full multiple: no row's bits change."""
-        parts = shares(num_rows, len(self.scratch), self.row_multiple, _FEWEST_ROWS)
+        parts = shares(num_rows, len(self.scratch), self.row_multiple, FEWEST_ROWS)
         jobs = [(*part, scratch) for part, scratch in zip(parts, self.scratch)]
         others = [self.threads.submit(work, *job) for job in jobs[1:]]
         work(*jobs[0])

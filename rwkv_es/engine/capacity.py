@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.engine.memory import DEFAULT_SLOTS, SLOTS_AT_ONCE, Load, most_slots, targets_of
 from rwkv_es.model.forward import Model
@@ -13,7 +14,7 @@ _MARGIN = 0.95  # of what is free: graphs and the libraries' workspaces take som
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def slots_of(config: Config, model: Model) -> int:
+def slots_of(config: Config, model: Model, *, has_turns: bool = False) -> int:
     """Return the option `slots`, or what is chosen in its place, once the model is on its device.
 
     Raises:
@@ -33,10 +34,12 @@ def slots_of(config: Config, model: Model) -> int:
         state_dtype=config.state_dtype,
         master=config.master,
         optimizer=config.optimizer,
-        engine="triton",
+        engine="torch" if has_turns or config.engine == "torch" else "triton",
         temperature=config.temperature,
         is_cut=config.top_p < 1 or config.top_k > 0 or config.min_p > 0,
         saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),
+        has_turns=has_turns,
+        has_references=objective_of(config.objective).logprob > 0,
         device="cuda",
         card=total,
     )

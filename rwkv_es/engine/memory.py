@@ -45,6 +45,8 @@ class Load(NamedTuple):
     temperature: float = 0.0
     is_cut: bool = False  # by top_p or top_k
     saved_per_slot: int = 0  # states of prefixes that several requests share
+    has_turns: bool = False  # episodes wait for replies, each with its state
+    has_references: bool = False  # whose likelihood is computed in double precision
     device: str = "cpu"  # or "cuda"
     card: int = 0  # bytes of the GPU; 0: plenty
 
@@ -58,7 +60,7 @@ class Memory(NamedTuple):
     optimizer: int
     factors: int
     states: int
-    saved: int  # states of shared prefixes
+    saved: int  # states of shared prefixes, and of episodes that wait
     packed: int  # the factors as the fused kernels read them
     scratch: int  # between the products of a layer
     logits: int  # and what sampling makes of them
@@ -138,7 +140,7 @@ def _sums(arch: Arch, targets: Mapping[str, Target], load: Load) -> _Sums:
 def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
     rows, state, is_cpu = padded(load.slots, ROWS_AT_ONCE), state_bytes(arch, load), load.device == "cpu"
     pairs = -(-load.population // (2 * load.processes))
-    update = _update(load, sums)
+    update, num_saved = _update(load, sums), min(load.saved_per_slot * load.slots, most_saved(load.slots))
     has_room = not load.card or masters_have_room(sums.masters // 2, load.card - _DEVICE_PROGRAM - sums.weights)
     return Memory(
         program=_PROGRAM_MEASURED + _ENGINE_MEASURED[load.engine] if is_cpu else _DEVICE_PROGRAM,
@@ -147,7 +149,7 @@ def _memory(arch: Arch, load: Load, sums: _Sums) -> Memory:
         optimizer=4 * MOMENTS[load.optimizer] * sums.entries,
         factors=pairs * BYTES[load.dtype] * sums.values,
         states=rows * state,
-        saved=min(load.saved_per_slot * load.slots, most_saved(load.slots)) * state,
+        saved=(num_saved + load.has_turns * most_under_way(load.slots)) * state,
         packed=0 if _is_held_once(load) else 2 * pairs * sums.packed,
         scratch=_scratch(arch, load, rows),
         logits=rows * arch.n_vocab * _bytes_per_logit(load),
@@ -224,9 +226,9 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
 
 
 def _bytes_per_logit(load: Load) -> int:
-    """Logits in fp32; sampling works in double precision, but for a kernel that keeps nothing."""
+    """Logits in fp32; sampling works in double precision, but for a kernel that keeps nothing, and so does reading."""
     is_in_place = not load.temperature or (load.engine == "triton" and not load.is_cut)
-    return 4 + (0 if is_in_place else 56 if load.is_cut else 33)
+    return 4 + max(0 if is_in_place else 56 if load.is_cut else 33, 16 * load.has_references)
 
 
 def _update(load: Load, sums: _Sums) -> int:

@@ -11,7 +11,7 @@ from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.reward.sheet import Group
 from rwkv_es.task.prompts import Prompting, response_prefix_of, stops_of, turn_of
 from rwkv_es.task.task import Task
-from rwkv_es.task.turns import Limits, Setting, limited
+from rwkv_es.task.turns import Setting, given_limits, limited
 
 
 class Part(NamedTuple):
@@ -37,8 +37,7 @@ def part_of_task(task: Task, tokenizer: Tokenizer, prompting: Prompting, config:
     part = Part(response_prefix_of(task, prompting), strings, task.stop_included, stops, longest)
     if task.environment is None:
         return part
-    given = Limits(config.max_turns, config.max_episode_tokens, config.max_episode_seconds)
-    limits = limited(task.limits, longest, given)
+    limits = limited(task.limits, longest, given_limits(config))
     setting = Setting(*part[:3], turn_of(task, prompting), limits)
     return part._replace(setting=setting, max_new_tokens=min(longest, limits.tokens))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rwkv_es.cpu.engine import FEWEST_ROWS
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.engines import engine_of
 from rwkv_es.engine.memory import Load
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum
-from rwkv_es.model.batch import MULTIPLES, padded
+from rwkv_es.model.batch import MULTIPLES, padded, shares
 from rwkv_es.model.forward import Model, draw_factors, new_state, perturb
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.layout import Arch, expected_shapes
@@ -34,7 +36,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def measure(arch: Arch, targets: Mapping[str, Target], load: Load, rows_per_member: int, device: Device) -> Device:
     """Return the device with the rates of its CPU for this load: `load.slots` rows, `load.population` members."""
-    torch.set_num_threads(load.threads)
+    torch.set_num_threads(1 if load.engine == "numba" else load.threads)  # the fused engine has threads of its own
     small = _shortened(arch, load)
     model = _stand_in(small, load)
     chosen = {name: target for name, target in targets.items() if name in model.params}
@@ -46,7 +48,7 @@ def measure(arch: Arch, targets: Mapping[str, Target], load: Load, rows_per_memb
     done = work(small, chosen, load._replace(slots=rows), rows_per_member)
     sampling = SamplingParams(temperature=load.temperature, top_p=0.9 if load.is_cut else 1.0)
     decoding = GenerationConfig(_NO_STOPS, sampling, rows, load.engine, load.threads)
-    products_s = _seconds(lambda: _products(model, rows))
+    products_s = _products_seconds(model, rows, load.threads if load.engine == "numba" else 1)
     with engine_of(model, decoding, factors) as engine:
         forward_s, head_s = _tick_seconds(engine, model, weights, decoding.sampling)
     return device._replace(
@@ -81,6 +83,20 @@ def _stand_in(arch: Arch, load: Load) -> Model:
             params[name] = values.to(_DTYPES[load.dtype])
     state_dtype = torch.float16 if load.state_dtype == "fp16" else torch.float32
     return Model(params, arch, scales, state_dtype)
+
+
+def _products_seconds(model: Model, rows: int, num_threads: int) -> float:
+    """Time the products of a tick, with their rows shared out to threads."""
+    first, *others = [stop - start for start, stop in shares(rows, num_threads, MULTIPLES[0], FEWEST_ROWS)]
+    with ThreadPoolExecutor(num_threads) as threads:
+
+        def call() -> None:
+            jobs = [threads.submit(_products, model, count) for count in others]
+            _products(model, first)
+            for job in jobs:
+                job.result()
+
+        return _seconds(call)
 
 
 def _products(model: Model, rows: int) -> None:

@@ -3,26 +3,26 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from rwkv_es.config.file import run_folder
 from rwkv_es.config.options import Config
 from rwkv_es.planning.plan import Disk, Plan, alternatives, disk_of, make_plan
 from rwkv_es.planning.text import size
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.task.task import Task
 
 _HOPELESS = 4  # times the memory that is free: no prediction is so wrong
 _BYTES_PER_ANSWER = 1000  # that a step asks for: what the host keeps of it
 
 
 @contextmanager
-def explaining_out_of_memory(config: Config) -> Iterator[None]:
+def explaining_out_of_memory(config: Config, task: Task | None = None) -> Iterator[None]:
     """Turn running out of memory into one sentence with the numbers and what to change; at once where it is hopeless.
 
     Raises:
         ConfigError: that sentence.
     """
-    made = _planned(config)
+    made = make_plan(config, is_here=True, task=task)
     if made.memory.peak + _asked_bytes(made) > _HOPELESS * made.device.memory > 0:
         raise ConfigError(_sentence(made))
     if os.environ.get("RANK", "0") == "0":  # it alone writes
@@ -32,7 +32,7 @@ def explaining_out_of_memory(config: Config) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise ConfigError(_sentence(_planned(config))) from None
+        raise ConfigError(_sentence(make_plan(config, is_here=True, task=task))) from None
 
 
 def refuse_full_disk(config: Config, disk: Disk) -> None:
@@ -51,13 +51,8 @@ def refuse_full_disk(config: Config, disk: Disk) -> None:
         )
 
 
-def _planned(config: Config) -> Plan:
-    """Return the plan of a run here, whatever its task: no length of an answer counts for the memory."""
-    return make_plan(replace(config, max_new_tokens=config.max_new_tokens or 1), is_here=True)
-
-
 def _asked_bytes(made: Plan) -> int:
-    return _BYTES_PER_ANSWER * made.asked.answers // made.load.processes
+    return _BYTES_PER_ANSWER * made.asked.first.answers // made.load.processes
 
 
 def _is_out_of_memory(error: Exception) -> bool:

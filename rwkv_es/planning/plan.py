@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from rwkv_es.config.file import run_folder
+from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.engine.memory import (
     BYTES,
@@ -26,9 +27,11 @@ from rwkv_es.engine.memory import (
 )
 from rwkv_es.model.layout import expected_shapes
 from rwkv_es.noise.targets import Target
+from rwkv_es.planning.asking import Asked, asked_of, held_out_of
 from rwkv_es.planning.devices import Device, devices_of, here, num_cores
-from rwkv_es.planning.speed import Times, Workload, times
+from rwkv_es.planning.speed import Times, joined, times
 from rwkv_es.pretrained.header import Header, describe
+from rwkv_es.task.task import Task
 
 WORKER_MEASURED = 20_000_000  # bytes of a process that scores answers: Python and a built-in task, not what it imports
 _HOST_BANDWIDTH = 7e9  # bytes a second between a GPU and pageable memory of its host
@@ -67,8 +70,8 @@ class Plan(NamedTuple):
     num_devices: int
     device: Device
     targets: dict[str, Target]
-    load: Load  # of one process
-    asked: Workload
+    load: Load  # of one process, in a step or in an evaluation that has more in flight
+    asked: Asked
     memory: Memory  # of one process
     most: int  # generations in flight that fit a device, with this population
     widest: int  # the same with as many members as rows: each row under its own perturbation, one prompt a member
@@ -81,10 +84,10 @@ class Plan(NamedTuple):
         return not self.device.memory or self.memory.peak <= self.device.memory
 
 
-def make_plan(config: Config, is_here: bool = False) -> Plan:
+def make_plan(config: Config, is_here: bool = False, task: Task | None = None) -> Plan:
     """Plan a run with these options (`gpus`, `prompt_tokens` and `measure` are those of the command `plan`).
 
-    `is_here`: on this machine, in as many processes as a launcher has started.
+    `is_here`: on this machine, in as many processes as a launcher has started. A `task` may be a Python object.
 
     Raises:
         RwkvEsError: the model, the task or a device does not exist.
@@ -95,26 +98,23 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
     if is_here and device.kind == "cpu":
         device = device._replace(memory=device.memory // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     targets = targets_of(header.arch, config.targets, config.rank)
-    asked = Workload(
-        config.population * config.prompts * config.samples,
-        config.prompt_tokens,
-        config.max_new_tokens or longest_answer(config),
-        config.prompts * config.samples,
-    )
-    load = load_of(config, header, targets, device.kind, processes)._replace(card=device.memory)
+    asked = asked_of(config, task)
+    load = load_of(config, header, targets, device.kind, processes, has_turns=asked.has_turns)
+    load = load._replace(card=device.memory)
     free = device.memory or 1 << 62
     most, _ = most_slots(free, header.arch, targets, load)
     widest, _ = most_slots(free, header.arch, targets, load, rows_per_member=1)
     chosen = config.slots or (DEFAULT_SLOTS if device.kind == "cpu" else most // SLOTS_AT_ONCE * SLOTS_AT_ONCE or most)
-    in_flight = min(chosen, -(-asked.answers // processes))
-    load = load._replace(slots=max(in_flight, 1))
+    evaluated = held_out_of(config, asked) if config.eval_every and config.eval_size else None
+    in_flight = [
+        max(1, min(chosen, -(-each.first.answers // processes))) for each in (asked, evaluated) if each is not None
+    ]
+    load = load._replace(slots=in_flight[0])
     if config.measure:
-        device = _measured(header, targets, load, asked, device)
+        device = _measured(header, targets, load, asked.first.rows_per_member, device)
+    load = load._replace(slots=max(in_flight))
     memory = needed(header.arch, targets, load)
     is_timed = device.flops > 0 and device.bandwidth > 0
-    held_out_answers = config.eval_size * (1 + config.eval_samples) * (1 + config.eval_sets.count(","))
-    held_out = asked._replace(answers=held_out_answers, rows_per_member=max(held_out_answers, 1))
-    has_evaluation = is_timed and config.eval_every and config.eval_size
     return Plan(
         config=config,
         header=header,
@@ -127,11 +127,13 @@ def make_plan(config: Config, is_here: bool = False) -> Plan:
         most=most,
         widest=widest,
         times=_times(header, targets, load, asked, device) if is_timed else None,
-        evaluation=times(header.arch, targets, load, held_out, device) if has_evaluation else None,
+        evaluation=_times(header, targets, load, evaluated, device) if is_timed and evaluated else None,
     )
 
 
-def load_of(config: Config, header: Header, targets: dict[str, Target], kind: str, processes: int) -> Load:
+def load_of(
+    config: Config, header: Header, targets: dict[str, Target], kind: str, processes: int, *, has_turns: bool
+) -> Load:
     """Return what the options ask of one process on a CPU ("cpu") or a GPU ("cuda")."""
     dtype = config.dtype
     if dtype == "auto":
@@ -145,21 +147,15 @@ def load_of(config: Config, header: Header, targets: dict[str, Target], kind: st
         state_dtype=config.state_dtype,
         master=config.master,
         optimizer=config.optimizer,
-        engine=_engine(config, targets, kind, dtype),
+        engine=_engine(config, targets, kind, dtype, has_turns=has_turns),
         threads=config.threads or num_cores(),
         temperature=config.temperature,
         is_cut=config.top_p < 1 or config.top_k > 0 or config.min_p > 0,
         saved_per_slot=(config.samples > 1) + (config.shots != "0" or bool(config.system)),
+        has_turns=has_turns,
+        has_references=objective_of(config.objective).logprob > 0,
         device=kind,
     )
-
-
-def longest_answer(config: Config) -> int:
-    """Return the task's own limit on an answer, in tokens."""
-    from rwkv_es.task.mixture import load_tasks
-
-    task = load_tasks(config.task, config.data)
-    return max(part.max_new_tokens for part in task.parts or (task,))
 
 
 def disk_of(plan: Plan) -> Disk:
@@ -210,13 +206,13 @@ def _most_with(plan: Plan, texts: tuple[str, ...]) -> int:
     values = {name: value for text in texts for name, value in _CHANGES[text].items()}
     config = replace(plan.config, **values)
     targets = targets_of(plan.header.arch, config.targets, config.rank)
-    load = load_of(config, plan.header, targets, plan.device.kind, plan.load.processes)
+    load = load_of(config, plan.header, targets, plan.device.kind, plan.load.processes, has_turns=plan.asked.has_turns)
     load = load._replace(card=plan.device.memory)
     return most_slots(plan.device.memory, plan.header.arch, targets, load)[0]
 
 
-def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str) -> str:
-    """Return the engine that `auto` chooses: fused kernels if they know all targets."""
+def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, *, has_turns: bool) -> str:
+    """Return the engine that `auto` chooses: fused kernels if they know all targets; those of GPUs have no turns."""
     if config.engine != "auto":
         return config.engine
     is_plain = config.quantize == "none"
@@ -224,24 +220,24 @@ def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str) -
     if any(target.is_full and name not in outside for name, target in targets.items()):
         return "torch"
     if kind == "cuda":
-        return "triton"
+        return "torch" if has_turns else "triton"
     return "numba" if dtype == "fp32" and is_plain else "torch"
 
 
-def _times(header: Header, targets: dict[str, Target], load: Load, asked: Workload, device: Device) -> Times:
+def _times(header: Header, targets: dict[str, Target], load: Load, asked: Asked, device: Device) -> Times:
     """Return how long a step takes; masters that a GPU has no place for come and go in the update."""
-    found = times(header.arch, targets, load, asked, device)
+    found = joined([times(header.arch, targets, load, part, device) for part in asked.parts])
     if load.device == "cpu" or needed(header.arch, targets, load).masters:
         return found
     masters = needed(header.arch, targets, load._replace(device="cpu", engine="torch")).masters
     return found._replace(update_s=found.update_s + 2 * masters / _HOST_BANDWIDTH)
 
 
-def _measured(header: Header, targets: dict[str, Target], load: Load, asked: Workload, device: Device) -> Device:
+def _measured(header: Header, targets: dict[str, Target], load: Load, rows: int, device: Device) -> Device:
     from rwkv_es.system.errors import ConfigError
 
     if device.kind != "cpu":
         raise ConfigError("measure times this machine's CPU; leave it out for GPUs, or add --device cpu")
     from rwkv_es.planning.benchmark import measure
 
-    return measure(header.arch, targets, load, asked.rows_per_member, device)
+    return measure(header.arch, targets, load, rows, device)

@@ -1,7 +1,7 @@
 """How long a step takes, by a roofline: products at a rate of FLOP/s, all else at a rate of bytes/s. Needs no torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rwkv_es.engine.memory import BYTES, Load, state_bytes
@@ -105,6 +105,14 @@ def times(arch: Arch, targets: Mapping[str, Target], load: Load, asked: Workload
     generate = turns * (num_reading * one.reading + asked.new_tokens * one.writing)
     tokens = asked.answers * (asked.prompt_tokens + asked.new_tokens)
     return Times(one, generate, update(targets, load, device), tokens / generate)
+
+
+def joined(parts: Sequence[Times]) -> Times:
+    """Return how long several loads take one after the other, with one update; the tick is the first one's."""
+    generate = sum(part.generate_s for part in parts)
+    return parts[0]._replace(
+        generate_s=generate, tokens_per_s=sum(part.tokens_per_s * part.generate_s for part in parts) / generate
+    )
 
 
 def update(targets: Mapping[str, Target], load: Load, device: Device) -> float:

@@ -1,5 +1,7 @@
 """A plan as text: what a run takes, then what to change."""
 
+from collections.abc import Iterator
+
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.plan import WORKER_MEASURED, Plan, alternatives, disk_of, wire_bytes
 from rwkv_es.planning.walk import rate_lines, walk_lines
@@ -12,7 +14,7 @@ _PARTS = {
     "optimizer": "optimiser",
     "factors": "factors",
     "states": "states",
-    "saved": "states of shared prefixes",
+    "saved": "states kept aside",
     "packed": "factors in the kernels' order",
     "scratch": "workspace",
     "logits": "logits and sampling",
@@ -36,13 +38,23 @@ def _head(made: Plan) -> list[str]:
     config, load = made.config, made.load
     weights = sum(_entries(target) for target in made.targets.values())
     devices = f"{made.num_devices} x {made.device.name}" if made.num_devices > 1 else made.device.name
+    needs_torch = load.has_turns and load.device == "cuda" and config.engine == "auto"
     return [
         f"{made.header.name} on {devices}: {load.dtype}{', int8 matrices' if load.quantize == 'int8' else ''}, engine "
         f"{load.engine}, {load.state_dtype} states; {_millions(weights)} weights are trained",
-        f"population {config.population} x prompts {config.prompts} x samples {config.samples} = "
-        f"{made.asked.answers:,} answers a step, of at most {made.asked.new_tokens} tokens after prompts of "
-        f"{made.asked.prompt_tokens} (--prompt-tokens)",
+        *(f"population {config.population} x prompts {config.prompts}{text}" for text in _asked(made)),
+        *(["  change: --engine torch, which environments need on a GPU"] if needs_torch else []),
     ]
+
+
+def _asked(made: Plan) -> Iterator[str]:
+    (sampled, told, has_turns), samples = made.asked, made.config.samples
+    after = f"tokens after prompts of {made.asked.first.prompt_tokens} (--prompt-tokens)"
+    if sampled:
+        what = "episodes" if has_turns else "answers"
+        yield f" x samples {samples} = {sampled.answers:,} {what} a step, of at most {sampled.new_tokens:,} {after}"
+    if told:
+        yield f" = {told.answers:,} reference answers read a step, taken to have {told.new_tokens:,} {after}"
 
 
 def _millions(number: int) -> str:

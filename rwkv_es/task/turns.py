@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rwkv_es.config.option import MOST_NEW
+from rwkv_es.config.options import Config
 from rwkv_es.system.errors import TaskError
 
 MAX_TURNS = 16  # of a task that does not say
@@ -56,6 +57,11 @@ def limited(limits: Limits, max_new_tokens: int, given: Limits) -> Limits:
     is_changed = given.turns and not given.tokens
     tokens = default_limits(max_new_tokens, turns).tokens if is_changed else given.tokens or limits.tokens
     return Limits(turns, tokens, given.seconds or limits.seconds)
+
+
+def given_limits(config: Config) -> Limits:
+    """Return the limits that the options give (0: none is)."""
+    return Limits(config.max_turns, config.max_episode_tokens, config.max_episode_seconds)
 
 
 def limits_of(module: ModuleType, spec: str, max_new_tokens: int) -> Limits:

@@ -58,7 +58,7 @@ def train(config: Config, task: Task | None = None, scorer: Scorer | None = None
     Raises:
         RwkvEsError: something cannot be loaded, written or scored, or another process is lost.
     """
-    with joined(config) as cluster, explaining_out_of_memory(config):
+    with joined(config) as cluster, explaining_out_of_memory(config, task):
         session, folder = open_session(config, task), run_folder(config)
         if config.steps:
             refuse_too_few(session.task, config.prompts)

@@ -29,6 +29,15 @@ def test_on_a_gpu_as_many_generations_as_fit(on_a_gpu):
     assert half > 1.2 * chosen[8]
 
 
+def test_states_of_episodes_that_wait_take_the_place_of_generations(on_a_gpu):
+    """Twice the slots wait at most: beside the states of the slots three times in all, and plain torch's workspace."""
+    alone, waiting = (
+        capacity.slots_of(Config(population=2, engine="torch"), on_a_gpu(8 * GB), has_turns=h) for h in (False, True)
+    )
+    state, workspace, logits = 2 * 64 * (64 * 4 + 2 * 2), 80 * 64 * 2, 48 * 4
+    assert alone / waiting == pytest.approx((3 * state + workspace + logits) / (state + workspace + logits), rel=0.02)
+
+
 def test_the_option_counts_if_it_is_given_and_256_on_a_cpu(on_a_gpu, tmp_path):
     assert capacity.slots_of(Config(slots=24), on_a_gpu(GB)) == 24
     with pytest.raises(ConfigError, match=r"no generation fits: \d.* GB are needed .* and 0\.\d GB are there; try"):

@@ -3,11 +3,16 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_params
 
+from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.memory import Load, Memory, most_slots, needed, targets_of
+from rwkv_es.engine.rollout import _Rows
+from rwkv_es.engine.scheduler import Request
+from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater
 from rwkv_es.model.forward import Model, draw_factors, new_state, with_initial_state
 from rwkv_es.model.int8 import is_quantizable, quantize
@@ -80,6 +85,28 @@ def test_the_parts_are_those_of_the_tensors_that_are_made(targets, dtype, quanti
     assert found.factors == num_bytes([*factors.a.values(), *shaped])
     assert found.states == num_bytes(new_state(model, 16))
     assert found.logits == 16 * 1000 * 4
+
+
+def test_states_of_episodes_that_wait_are_those_that_a_rollout_makes():
+    model, decoding = (
+        Model(random_params(2, 128, 1000), ARCH),
+        GenerationConfig(Stops(-1, (), np.zeros(1000, bool), []), slots=16),
+    )
+    rows = _Rows(model, [Request(-1, i, (1, 2), 4) for i in range(64)], decoding, None, has_turns=True)
+    load, targets = Load(16, 10), targets_of(ARCH, {"matrices": 1.0}, 1)
+    waiting = needed(ARCH, targets, load._replace(has_turns=True))
+    assert waiting.saved == num_bytes(rows.kept) > 0
+    assert waiting.peak - needed(ARCH, targets, load).peak == waiting.saved
+
+
+def test_reading_references_holds_logits_twice_more_in_double_precision():
+    """fp32 logits, the same as float64, and what log_softmax makes of these; beside sampled answers the larger counts."""
+    load, targets = Load(16, 10, has_references=True), targets_of(ARCH, {"matrices": 1.0}, 1)
+    assert needed(ARCH, targets, load).logits == 16 * 1000 * (4 + 8 + 8)
+    sampled = [
+        needed(ARCH, targets, load._replace(temperature=1.0, has_references=is_read)) for is_read in (False, True)
+    ]
+    assert sampled[0] == sampled[1]
 
 
 def test_on_a_gpu_the_masters_are_the_16_bits_that_the_weights_lack():

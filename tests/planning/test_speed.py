@@ -109,6 +109,30 @@ def test_this_machines_gpus_are_found_by_nvidia_smi(tmp_path, monkeypatch):
     assert available_memory() > 1 << 20
 
 
+def test_products_are_measured_as_the_fused_engine_makes_them(monkeypatch):
+    """Its threads share out the rows while torch has one thread: torch's own wait spinning, for long on a busy machine."""
+    import torch
+
+    from rwkv_es.planning import benchmark
+
+    seen, products = [], benchmark._products
+    monkeypatch.setattr(
+        benchmark,
+        "_products",
+        lambda model, rows: (seen.append((rows, torch.get_num_threads())), products(model, rows)),
+    )
+    before, targets = torch.get_num_threads(), targets_of(SMALL, {"matrices": 1.0}, 1)
+    try:
+        benchmark.measure(SMALL, targets, Load(72, 8, engine="numba", threads=2), 2, Device("this CPU", "cpu", 10**9))
+        fused = set(seen)
+        seen.clear()
+        benchmark.measure(SMALL, targets, Load(72, 8, engine="torch", threads=2), 2, Device("this CPU", "cpu", 10**9))
+    finally:
+        torch.set_num_threads(before)
+    assert fused == {(40, 1), (32, 1)}
+    assert set(seen) == {(72, 2)}
+
+
 def test_measured_rates_give_back_the_time_that_was_measured():
     from rwkv_es.planning.benchmark import measure
 

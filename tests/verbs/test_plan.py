@@ -11,6 +11,7 @@ import torch
 import yaml
 from checkpoints import random_params
 
+from rwkv_es.api import load_task
 from rwkv_es.cli import main
 from rwkv_es.config.options import Config
 from rwkv_es.es.strategy import ES
@@ -22,6 +23,7 @@ from rwkv_es.planning.walk import walk
 from rwkv_es.pretrained.checkpoint import Arch
 from rwkv_es.pretrained.header import SIZES
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.task.task import Problem
 
 CARDS = ("rtx4090-24", "l40s-48", "h100-80", "h200-141")
 
@@ -69,6 +71,49 @@ def test_thousands_of_7b_generations_on_eight_gpus(capsys):
     alike, apart = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) in all", text)[:2])
     assert alike >= apart >= 8192
     assert "predicted, not measured" in text
+
+
+def lines_of(**options):
+    return plan_lines(make_plan(Config(**options)))
+
+
+def test_an_episode_is_as_long_as_its_limits_and_its_state_waits():
+    """20 answers of 3 tokens and as many tokens of replies, as tasks/guess_mini says; five turns of the same make 30."""
+    made = make_plan(Config(model="tiny", task="guess_mini", population=64))
+    assert (made.asked.sampled.answers, made.asked.sampled.new_tokens, made.asked.told) == (512, 120, None)
+    assert made.memory.saved == 2 * made.memory.states
+    assert "512 episodes a step, of at most 120 tokens" in lines_of(model="tiny", task="guess_mini", population=64)[1]
+    assert make_plan(Config(model="tiny", task="guess_mini", max_turns=5)).asked.sampled.new_tokens == 30
+
+
+def test_on_a_gpu_environments_are_planned_with_the_engine_that_has_turns():
+    text = "\n".join(lines_of(model="0.1b", task="maze", gpus="h100-80"))
+    assert "engine torch" in text and "change: --engine torch, which environments need on a GPU" in text
+    assert "change" not in "\n".join(lines_of(model="0.1b", task="maze", gpus="h100-80", engine="torch", lr=1e-4))
+
+
+def test_reference_answers_are_read_once_a_member_and_take_time_beside_the_samples():
+    options = {"model": "1.5b", "gpus": "h100-80", "samples": 4, "population": 64, "prompts": 2, "max_new_tokens": 100}
+    alone, told, both = (
+        make_plan(Config(**options, objective=objective)) for objective in ("mean", "logprob", "outcome=1,logprob=0.1")
+    )
+    assert (alone.asked.sampled.answers, alone.asked.told) == (64 * 2 * 4, None)
+    assert (told.asked.sampled, told.asked.told.answers) == (None, 64 * 2)
+    assert both.times.generate_s == pytest.approx(alone.times.generate_s + told.times.generate_s)
+    assert both.times.update_s == alone.times.update_s == told.times.update_s
+    assert both.evaluation.generate_s == pytest.approx(alone.evaluation.generate_s + told.evaluation.generate_s)
+    assert both.times.tokens_per_s == pytest.approx((64 * 8 + 64 * 2) * 228 / both.times.generate_s)
+    assert told.memory.logits > alone.memory.logits
+    assert "128 reference answers read a step" in "\n".join(plan_lines(told))
+    assert make_plan(Config(**options, objective="outcome=0,logprob=1")).asked.sampled is None
+
+
+def test_an_evaluation_of_more_answers_than_a_step_has_is_what_memory_must_hold():
+    step, evaluated = (planned(model="0.1b", gpus="h100-80", population=8, prompts=2, eval_every=k) for k in (0, 10))
+    assert (step.load.slots, evaluated.load.slots) == (16, 200)
+    assert evaluated.memory.states == 200 / 16 * step.memory.states
+    assert evaluated.times.generate_s == pytest.approx(step.times.generate_s)
+    assert planned(model="0.1b", gpus="8xh100-80", population=16, prompts=2).load.slots == 25
 
 
 def test_processes_share_the_members_but_not_the_weights():
@@ -179,7 +224,8 @@ def test_what_no_machine_can_hold_is_refused_before_anything_is_loaded(options):
 
 
 def test_a_task_that_is_a_python_object_runs_out_of_memory_as_well():
-    with pytest.raises(ConfigError, match="out of memory"), explaining_out_of_memory(Config(task="own")):
+    own = load_task([Problem("1+1=", "2")], lambda problem, text: 1.0)
+    with pytest.raises(ConfigError, match="out of memory"), explaining_out_of_memory(Config(task="own"), own):
         raise MemoryError
 
 
