@@ -21,7 +21,7 @@ from rwkv_es.environment.pool import Environments, environments_of
 from rwkv_es.model.batch import Verdict, say_advice
 from rwkv_es.model.forward import Model
 from rwkv_es.model.sampler import SamplingParams
-from rwkv_es.model.weights import BASE, Members
+from rwkv_es.model.weights import BASE, Factors, Members
 from rwkv_es.pretrained.checkpoint import Params
 from rwkv_es.pretrained.load import load_base
 from rwkv_es.pretrained.tokenizer import END_ID, Tokenizer, load_tokenizer
@@ -159,9 +159,9 @@ def steady(session: Session, verdict: Verdict) -> Session:
     return session._replace(decoding=session.decoding._replace(row_multiple=verdict.multiple))
 
 
-def examined_alone(session: Session) -> Session:
+def examined_alone(session: Session, factors: Factors | None = None) -> Session:
     """Return the session `steady` on this machine; say what it cannot promise. For commands of one process."""
-    verdict = examined(session.model, session.decoding)
+    verdict = examined(session.model, session.decoding, factors)
     say_advice(verdict)
     return steady(session, verdict)
 

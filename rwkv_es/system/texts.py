@@ -49,7 +49,8 @@ def decoded(data: bytes, what: str) -> str:
     try:
         return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} is no UTF-8 (byte {data[error.start]:#04x} at {error.start}); save it so") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{what} is no UTF-8 (byte {data[error.start]:#04x} in line {line}); save it so") from None
 
 
 def expanded(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
+from rwkv_es.es.strategy import ES
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.metrics import as_numbers, count
 from rwkv_es.planning.preflight import Gold, check_gold, context_warnings, gold_warnings, refuse_wrong
@@ -65,7 +66,8 @@ def doctor(config: Config) -> dict[str, Any]:
             "doctor looks at sampled answers, and objective logprob has none: each of its steps has a signal, so start "
             "rwkv-es train and watch nats/token"
         )
-    session = examined_alone(open_session(config))
+    session = open_session(config)
+    session = examined_alone(session, ES.of(config, session.model, session.base).ask(range(1)).factors)
     refuse_too_few(session.task, config.prompts)
     say_splits(session.task)
     with open_scorers(config) as scorers, open_environments(config, session) as session:

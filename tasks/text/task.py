@@ -30,7 +30,10 @@ def problems(split: str, data: str = "", argument: str = "") -> Sequence[Problem
         raise TaskError(f"text:N cuts pieces of up to N characters, such as text:512; got text:{argument}")
     path, size = Path(expanded(data)), int(argument or CHARACTERS)
     file = path / f"{split}.txt" if os.path.isdir(path) else path
-    found = [(f"{file}, piece {i}", piece) for i, piece in enumerate(pieces(read_text(file, "text", LARGEST), size), 1)]
+    found, line = [], 1
+    for piece in pieces(read_text(file, "text", LARGEST), size):
+        found.append((f"{file}, line {line}", piece))
+        line += piece.count("\n")
     if file == path:
         found = [(where, piece) for where, piece in found if (_place_of(piece) < HELD_OUT_SHARE) == (split == "test")]
     if not found:

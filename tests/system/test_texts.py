@@ -25,7 +25,7 @@ def test_a_byte_order_mark_is_dropped_and_nothing_else(tmp_path):
     ("data", "words"),
     [
         ("ä".encode("utf-16"), "is UTF-16; save it as UTF-8"),
-        ("ä".encode("latin-1"), "is no UTF-8 \\(byte 0xe4 at 0\\)"),
+        ("ä".encode("latin-1"), "is no UTF-8 \\(byte 0xe4 in line 1\\)"),
         (b"x" * 101, "larger than 100 bytes"),
         (None, "cannot be read \\(No such file"),
     ],

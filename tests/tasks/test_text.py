@@ -58,9 +58,13 @@ def test_what_is_wrong_with_a_file_is_said_in_words_alone(tmp_path):
     with pytest.raises(TaskError) as error:
         load_task("text", str(tmp_path)).problems("train")
     assert str(error.value) == f"text {tmp_path}/train.txt is UTF-16; save it as UTF-8"
+    (tmp_path / "train.txt").write_bytes(b"one\ntwo\nth\xffree\n")
+    with pytest.raises(TaskError) as error:
+        load_task("text", str(tmp_path)).problems("train")
+    assert str(error.value) == f"text {tmp_path}/train.txt is no UTF-8 (byte 0xff in line 3); save it so"
 
 
 def test_problems_that_may_not_be_trained_on_are_refused(tmp_path):
-    (tmp_path / "train.txt").write_text("AIME 2024 Problem 3")
-    with pytest.raises(TaskError, match="held out for evaluation"):
-        load_task("text", str(tmp_path)).problems("train")
+    (tmp_path / "train.txt").write_text("a line of text\n" * 2 + "AIME 2024 Problem 3")
+    with pytest.raises(TaskError, match=r"train.txt, line 3 .*held out for evaluation"):
+        load_task("text:20", str(tmp_path)).problems("train")

@@ -22,6 +22,7 @@ from rwkv_es.planning.probing import (
 )
 from rwkv_es.run.ledger import read_metrics
 from rwkv_es.session import open_scorers, open_session
+from rwkv_es.system.errors import ConfigError
 from rwkv_es.task.task import SPLITS
 from rwkv_es.verbs import doctor
 from rwkv_es.verbs.doctor import Findings, warnings, within_walk
@@ -65,6 +66,21 @@ def test_the_embedded_model_and_task_are_found_fit(capsys):
     assert all(len(line) < 160 for line in screen)
     suggestion = next(line for line in screen if line.startswith("suggestion"))
     assert f"--sigma {result['suggested']['sigma']:g} --lr {result['suggested']['lr']:g} --targets " in suggestion
+
+
+@pytest.mark.parametrize(("targets", "rank"), [("matrices=1", 2), ("vectors=1", 1)])  # kernels, and plain torch
+def test_products_are_examined_as_those_of_a_training(targets, rank, tmp_path, monkeypatch):
+    """The engine, and with it the products, follow from the targets and the rank."""
+    asked = []
+
+    def examine(model, slots, threads, **how):
+        asked.append((slots, threads, how))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("rwkv_es.engine.engines.examine", examine)
+    options = ["--model", "tiny", "--targets", targets, f"--rank={rank}", "--slots", "40", "--device", "cpu"]
+    assert main(["doctor", *options]) == 2 and main(["train", *options, "--run", str(tmp_path)]) == 2
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 @pytest.mark.slow
