@@ -92,15 +92,17 @@ def _rows_of_hub(data: str, split: str) -> Rows:
 
 
 def _fetched(name: str, config: str, **named: str) -> Any:
+    if not name.strip():
+        raise TaskError("hf: needs the name of a data set of the hub: hf:owner/name, or hf:owner/name:config")
     try:
-        import datasets
+        from datasets import load_dataset  # of the library: a folder of data that is called so has none
     except ImportError:
         raise TaskError(
             f"{name} needs its data: pass --data with a folder of train.jsonl and test.jsonl, "
             "or install the extra that fetches it: pip install rwkv-es[tasks]"
         ) from None
     try:
-        return datasets.load_dataset(name, *([config] if config else []), **named)
+        return load_dataset(name, *([config] if config else []), **named)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TaskError(f"{name} cannot be fetched ({reason}); pass --data with a local copy instead") from None

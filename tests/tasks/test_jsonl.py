@@ -4,7 +4,7 @@ import importlib.util
 import json
 import sys
 from decimal import Decimal
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -111,6 +111,14 @@ def test_a_set_with_a_test_split_alone_is_asked_whole_and_never_trained_on(monke
     hub_of(monkeypatch, test=MANY)
     assert questions("hf:some/set", "test") == MANY
     with pytest.raises(TaskError, match="some/set has no split train, only test"):
+        questions("hf:some/set", "train")
+
+
+def test_a_name_that_is_missing_and_a_folder_called_datasets_are_said(tmp_path, monkeypatch):
+    with pytest.raises(TaskError, match="hf: needs the name of a data set"):
+        questions("hf:", "train")
+    monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))  # as a folder of data here makes it
+    with pytest.raises(TaskError, match="some/set needs its data: .*rwkv-es.tasks"):
         questions("hf:some/set", "train")
 
 
