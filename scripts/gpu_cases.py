@@ -28,7 +28,10 @@ from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import StepNoise, gpu_kernels, hash_key, normal_table, table_values
 
 _HOT = SamplingParams(seed=1, temperature=1.0)
-_US = {"norm_and_mix": 35, "activate_pairs": 10, "update_state": 810, "norm_and_shift": 20, "square_relu": 30}
+_US = {
+    **{"norm_and_mix": 35, "project_down": 25, "activate_pairs": 10},
+    **{"update_state": 810, "norm_and_shift": 20, "square_relu": 30},
+}
 _TICK_MS = {(256, 4): 14.8, (1024, 4): 54, (256, 2): 11.6, (1024, 2): 41}  # by rows and bytes of a state's number
 
 

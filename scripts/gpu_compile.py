@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from rwkv_es.gpu import kernels as layer_kernels
-from rwkv_es.gpu import loop_kernels, prompt_kernels
+from rwkv_es.gpu import loop_kernels, product_kernels, prompt_kernels
 from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Reading, Texts, Work, layout_of
 from rwkv_es.gpu.slots import AT_ONCE
 from rwkv_es.noise import gpu_kernels as noise_kernels
@@ -112,6 +112,9 @@ def calls_of(sizes: Sizes, rows: int, device: str) -> dict[str, Callable[[], Non
     halves, hidden = [of(rows, width) for width in sizes.halves], of(rows, sizes.ffn)
     return {
         "norm_and_mix": lambda: kernels.norm_and_mix(x, shift, layer, work.mixed, noise),
+        "project_down": lambda: product_kernels.project_down(
+            work.mixed, [of(c, n) for n in sizes.halves], tuple(halves)
+        ),
         "activate_pairs": lambda: kernels.activate_pairs(*halves, noise),
         "update_state": lambda: kernels.update_state(state, work, layer, False, noise),
         "norm_and_shift": lambda: kernels.norm_and_shift(x, shift, layer, work.mixed[0], noise),
@@ -194,7 +197,8 @@ def _nvidia_facts(cubin: bytes) -> dict[str, Any]:
         listing = _run("nvdisasm", "-c", file.name)
     used = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     lines = [found.groups() for line in listing.splitlines() if (found := _OPCODE.match(line))]
-    lines = lines[: next((i for i, (when, op) in enumerate(lines) if op == "BRA" and not when and i), len(lines))]
+    ends = [i for i, (when, op) in enumerate(lines) if op == "BRA" and not when]  # the last one jumps to itself
+    lines = lines[: ends[-1] if ends else len(lines)]
     operations = [op for _, op in lines]
     loads = [i for i, op in enumerate(operations) if op.startswith("LDG") and "128" in op]
     return {

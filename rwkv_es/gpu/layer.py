@@ -41,13 +41,13 @@ class Scratch(NamedTuple):
 
 
 @cache
-def _import_kernels() -> tuple[Any, Any, str]:
-    """Import the kernels of one token and of several, and Triton, when first needed; else say what is missing."""
+def _import_kernels() -> tuple[Any, Any, Any, str]:
+    """Import the kernels of one token, of several and of products when first needed; else say what is missing."""
     try:
-        from rwkv_es.gpu import kernels, prompt_kernels
+        from rwkv_es.gpu import kernels, product_kernels, prompt_kernels
     except ImportError as error:
-        return None, None, str(error)
-    return kernels, prompt_kernels, ""
+        return None, None, None, str(error)
+    return kernels, prompt_kernels, product_kernels, ""
 
 
 def kernels() -> Any:
@@ -57,7 +57,7 @@ def kernels() -> Any:
 
 def what_is_missing() -> str:
     """Say why there are no kernels: Triton is not installed, or too old; "" if there are."""
-    return _import_kernels()[2]
+    return _import_kernels()[-1]
 
 
 def made(model: Model, i: int, buffer: Tensor) -> Layer:
@@ -110,12 +110,11 @@ def read_texts_(
 
 def _project_(layer: Layer, noise: LayerNoise, scratch: Scratch) -> None:
     """Make the products of a time mix, all but the output's."""
-    (r, k, v, w, a, g), m = scratch.work.mixed, layer.matrices
-    for operand, matrix, product in zip((r, k, v), m[:3], scratch.work.products):
+    m = layer.matrices
+    for operand, matrix, product in zip(scratch.work.mixed[:3], m[:3], scratch.work.products):
         matrix.times_(operand, product)
-    for operand, matrix, half in zip((w, a, v, g), m[4:8], scratch.halves):
-        if matrix is not None:
-            matrix.times_(operand, half)
+    down = [None if matrix is None else matrix.values for matrix in m[4:8]]
+    _import_kernels()[2].project_down(scratch.work.mixed, down, scratch.halves)
     kernels().activate_pairs(*scratch.halves, noise)
     for half, matrix, product in zip(scratch.halves, m[8:12], scratch.work.products[3:]):
         if matrix is not None:

@@ -18,7 +18,7 @@ with pytest.MonkeyPatch.context() as environment:
     ):  # Triton imports it at the first launch, where Python 3.10 stumbles over what is replaced
         import triton.experimental.gluon  # noqa: F401
     from rwkv_es.gpu import kernels as gpu_kernels  # noqa: F401
-    from rwkv_es.gpu import loop_kernels  # noqa: F401
+    from rwkv_es.gpu import loop_kernels, product_kernels  # noqa: F401
     from rwkv_es.noise import gpu_kernels as noise_kernels  # noqa: F401
 
 
