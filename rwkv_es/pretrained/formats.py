@@ -13,7 +13,7 @@ from rwkv_es.system.errors import CheckpointError
 from rwkv_es.system.texts import shown
 
 LARGEST_PICKLE = 8 << 20  # bytes that describe a model's tensors: a few hundred each
-_MOST_OPERATIONS = 1_000_000
+_MOST_OPERATIONS = 500_000  # of the largest model there are some 60,000
 _DEEP = 257 + 8
 _LINE = 64  # bytes that tell a text
 _GIVE = "give the .pth or .safetensors file of the weights"

@@ -119,7 +119,7 @@ def test_a_task_whose_reward_has_a_mistake_is_told_so(work, capsys):
     (work / "mine.py").write_text(
         TASK.replace('1=5:", "")', '1=5:", "5")').replace("sum(map(ord, text))", "number(text)")
     )
-    assert main(["train", "--model", "tiny", "--task", "./mine.py", "--run", "run"]) == 2
+    assert main(["train", "--model", "tiny", "--task", "./mine.py", "--prompts", "4"]) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     assert "NameError: name 'number' is not defined (mine.py, line 7, in reward: return number(text) / 1000)" in said
 

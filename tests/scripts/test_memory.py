@@ -201,7 +201,8 @@ def test_rows_that_move_are_copied_a_layer_at_a_time():
     params = random_params(8, 256, 64)
     model = Model(params, Arch(8, 256, 4, 64, 64, 1024, 8, 8, 8, 16))
     requests = [Request(-1, i, (1, 2), 4) for i in range(64)]
-    rows = _Rows(model, requests, GenerationConfig(Stops(-1, (), np.zeros(64, bool), []), slots=64), None)
+    decoding = GenerationConfig(Stops(-1, (), np.zeros(64, bool), []), slots=64)
+    rows = _Rows(model, requests, decoding, None, has_turns=False)
     moves = [Move(32 + i, i) for i in range(32)]
     taken = extra(lambda: rows.move(moves))
     assert taken < 8 * MB  # half of the states is 16.8 MB

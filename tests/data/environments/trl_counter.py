@@ -40,5 +40,5 @@ environment_factory = CounterEnv
 reward_funcs = [reached, short]
 train_dataset = [
     {"prompt": [{"role": "user", "content": f"Bring the counter to {goal}."}], "start": 2, "goal": goal}
-    for goal in range(20)
+    for goal in range(80)
 ]
