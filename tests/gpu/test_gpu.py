@@ -652,7 +652,8 @@ SLOW = pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path, options):
     """And keeps its promises: a head's state is asked for at once, by few instructions, and all fits the registers."""
     found = compiled(*options.split(), cache=tmp_path)
-    time_mix, channel_mix = {"_norm_and_mix", "_activate_pairs", "_update_state"}, {"_norm_and_shift", "_square_relu"}
+    time_mix = {"_norm_and_mix", "_project_down", "_activate_pairs", "_update_state"}
+    channel_mix = {"_norm_and_shift", "_square_relu"}
     loop = {"_choose_tokens", "_choose_texts", "_write_tokens", "_note_tokens", "_admit", "_copy_rows"}
     texts = {"_mix_texts", "_update_texts", "_shift_texts"}
     noise = {"_fill_from_table", "_round_to_bf16", "_move_on_grid"}
