@@ -8,6 +8,7 @@ from rwkv_es.task.task import Problem
 
 HELD_OUT_SHARE = 0.1
 T = TypeVar("T")
+FEWEST = 4  # questions of which some are held out
 FEW = 10  # held-out problems, of which fewer say little
 
 
@@ -26,9 +27,10 @@ class Side(Sequence[Problem]):
 
 def side_of(problems: Sequence[Problem], split: str, source: str) -> Side:
     """Return the side for "train" or "test" of problems that come as one, from a file of that name, say."""
+    if (count := len(set(map(question_of, problems)))) < FEWEST:
+        what = "one problem, which is" if count == 1 else f"{count} problems, too few to be divided, which are"
+        return Side(problems, problems, f"{source} holds {what} trained on and held out alike")
     train, test = divided(problems, question_of)
-    if train is test:
-        return Side(problems, problems, f"{source} holds one problem, which is trained on and held out alike")
     words = (
         f"{source} has no splits: {len(train):,} problems are for training, {len(test):,} held out, by a hash of the "
         "question"

@@ -56,7 +56,7 @@ def place_of(problem):
     return hashed(f"question {question_of(problem)}")
 
 
-@pytest.mark.parametrize("count", range(2, 40))
+@pytest.mark.parametrize("count", range(4, 40))
 def test_no_side_is_ever_empty(count):
     problems = [Problem(f"{count}, {i}", "") for i in range(count)]
     train, test = (side_of(problems, split, "a.jsonl") for split in ("train", "test"))
@@ -78,8 +78,14 @@ def test_a_file_too_small_to_say_much_says_so_in_its_line(tmp_path):
         "5.jsonl has no splits: 4 problems are for training, 1 held out, by a hash of the question; so few" in few.words
     )
     assert many.words.endswith("held out, by a hash of the question") and "\n" not in few.words + many.words
-    one = load_task("jsonl", write(tmp_path / "one.jsonl", ROWS[:1]))
-    assert one.problems("train")[:] == one.problems("test")[:] and "on and held out alike" in one.problems("test").words
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "one problem, which is"), (2, "2 problems, "), (3, "3 problems, ")])
+def test_what_is_too_few_to_be_divided_is_on_both_sides(tmp_path, count, words):
+    loaded = load_task("jsonl", write(tmp_path / "a.jsonl", 2 * ROWS[:count]))
+    assert loaded.problems("train")[:] == loaded.problems("test")[:] and len(loaded.problems("train")) == 2 * count
+    found = loaded.problems("test").words
+    assert found.startswith(f"{tmp_path}/a.jsonl holds {words}") and found.endswith("trained on and held out alike")
 
 
 def test_splits_of_a_folders_own_are_left_alone(tmp_path):
