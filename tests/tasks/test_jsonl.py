@@ -118,7 +118,7 @@ def test_a_name_that_is_missing_and_a_folder_called_datasets_are_said(tmp_path, 
     with pytest.raises(TaskError, match="hf: needs the name of a data set"):
         questions("hf:", "train")
     monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))  # as a folder of data here makes it
-    with pytest.raises(TaskError, match="some/set needs its data: .*rwkv-es.tasks"):
+    with pytest.raises(TaskError, match=r"some/set needs its data: .*rwkv-es.tasks"):
         questions("hf:some/set", "train")
 
 
