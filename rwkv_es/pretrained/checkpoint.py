@@ -172,21 +172,37 @@ def _untied(params: Params) -> Params:
 
 def _write(params: Params, path: Path, suffix: str) -> None:
     if suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        try:
-            save_file(_untied(params), path)  # the format has no two names for the same memory
-        except SafetensorError as error:
-            raise OSError(0, str(error)) from None
+        write_safetensors(_untied(params), path)  # the format has no two names for the same memory
     else:
         torch.save(params, path)
+
+
+def write_safetensors(params: Params, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written, in the library's words.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(params, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(0, str(error)) from None
 
 
 @contextmanager
 def _readable_os_errors(what: str, then: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's name for a full disk
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{what} ({reason}); {then}") from None
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{what} ({reason(error)}); {then}") from None
+
+
+def reason(error: Exception) -> str:
+    """Say why a file could not be written; torch speaks of positions in its archive."""
+    said = str(error).strip().partition("\n")[0]
+    is_archive = isinstance(error, RuntimeError) and "inline_container" in said
+    cut = "not all of it found room: the disk is full, or the file larger than it may be"
+    return getattr(error, "strerror", None) or (cut if is_archive else said)

@@ -25,7 +25,6 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 def write_like(base: Path, weights: Params, place: Path) -> None:
     """Write weights of the official layout as the files of another directory: its names, shapes and shards."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     files = weight_files(base)
     for file in files:
@@ -33,7 +32,7 @@ def write_like(base: Path, weights: Params, place: Path) -> None:
             metadata = opened.metadata()
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         stored = {name: _stored(weights, official(name), shape) for name, shape in shapes.items()}
-        save_file(stored, place / file.name, metadata=metadata)
+        checkpoint.write_safetensors(stored, place / file.name, metadata)
     for path in base.iterdir():
         if path.is_file() and path not in files and (path.suffix in _BELONGING or path.name.startswith("LICENSE")):
             shutil.copyfile(path, place / path.name)

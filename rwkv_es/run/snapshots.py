@@ -54,11 +54,8 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
     with files.writing(target):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        checkpoint.save(partial / "model.pth", snapshot.params)
-        _save_optimizer(partial / "optimizer.pt", snapshot.optimizer)
-        sha256 = {name: checkpoint.sha256(partial / name) for name in _FILES}
-        meta = {"step": snapshot.step, "rwkv_es": __version__, "sha256": sha256}
-        files.replace(partial / "meta.json", files.line({**meta, "seal": _seal(meta)}))
+        with files.whole_or_gone(partial):
+            _write(partial, snapshot)
         if target.exists():  # a damaged one
             _remove(target)
         partial.rename(target)
@@ -66,6 +63,14 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
         if best_score is not None:
             note_best(folder, Best(snapshot.step, best_score))
         prune(folder, keep)
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    checkpoint.save(folder / "model.pth", snapshot.params)
+    _save_optimizer(folder / "optimizer.pt", snapshot.optimizer)
+    sha256 = {name: checkpoint.sha256(folder / name) for name in _FILES}
+    meta = {"step": snapshot.step, "rwkv_es": __version__, "sha256": sha256}
+    files.replace(folder / "meta.json", files.line({**meta, "seal": _seal(meta)}))
 
 
 def snapshot_steps(folder: Path) -> list[int]:
@@ -190,7 +195,7 @@ def _save_optimizer(path: Path, state: dict[str, Any]) -> None:
     with path.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(str(error).splitlines()[0]) from None
+        except RuntimeError as error:
+            raise OSError(checkpoint.reason(error)) from None
         file.flush()
         os.fsync(file.fileno())

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,7 +136,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"cannot write {path} ({reason}); make room there, or choose another --run") from None
+        raise ConfigError(f"cannot write {path} ({reason}); make room there, or choose another place") from None
+
+
+@contextmanager
+def whole_or_gone(folder: Path) -> Iterator[None]:
+    """Remove a folder that could not be written to its end: of a full disk it would take the last room."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -62,7 +62,8 @@ def fork(config: Config) -> Path:
     es = _open_run(folder)
     for _ in es.replay(steps):
         pass
-    _write_fork(folder, target, steps, es)
+    with files.whole_or_gone(target):
+        _write_fork(folder, target, steps, es)
     print(f"wrote {target}: {len(steps)} steps of {folder}; go on with")
     print(f"rwkv-es train --config {target}/config.yaml")
     return target
@@ -142,7 +143,7 @@ def _write_fork(folder: Path, target: Path, steps: list[Step], es: ES) -> None:
     with files.writing(target):
         (target / "snapshots").mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
-            past = files.read_sound_lines(folder / name)
+            past = [row for row in files.read_sound_lines(folder / name) if files.is_count(row.get("step"))]
             files.append(target / name, [row for row in past if row["step"] <= len(steps)])
         snapshot = Snapshot(len(steps), es.weights(), es.optimizer_state())
         files.replace(target / "config.yaml", config_text(options, made_with))

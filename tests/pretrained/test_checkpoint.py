@@ -469,7 +469,7 @@ def test_tensors_that_share_their_memory_are_saved(tmp_path, params, suffix):
 
 
 def test_what_safetensors_cannot_write_is_said(tmp_path, params, monkeypatch):
-    def refused(*_):
+    def refused(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", refused)

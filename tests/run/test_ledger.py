@@ -334,6 +334,22 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(base):
         Ledger.open(base.parent / "file" / "run", to_dict(Config()), base)
 
 
+@pytest.mark.parametrize("file", ["model.pth", "optimizer.pt"])
+def test_a_snapshot_that_finds_no_room_takes_none(base, monkeypatch, file):
+    save = torch.save
+
+    def full(values, place, *given):
+        save(values, place, *given)
+        if file in str(getattr(place, "name", place)):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with start(base, 1) as ledger:
+        with pytest.raises((CheckpointError, ConfigError), match="not all of it found room: the disk is full"):
+            ledger.save_snapshot(1, after(1), {})
+        assert os.listdir(ledger.folder / "snapshots") == []
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_one_sentence(base):
     ledger = start(base)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from checkpoints import random_params
 from directories import fla, linears, prefixed, write_directory
+from safetensors import SafetensorError
 from small_runs import run as train_small
 
 from rwkv_es.cli import main
@@ -60,6 +62,16 @@ def test_a_run_from_a_directory_leaves_one_of_its_form(tmp_path, capsys):
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in load(out)[0].items())
     assert not torch.equal(tuned["head.weight"], load(base)[0]["head.weight"])
     assert main(["eval", str(out), "--task", "countdown_mini", "--eval-size", "2", "--reward-workers", "0"]) == 0
+
+
+def test_a_directory_that_finds_no_room_is_a_sentence_and_leaves_nothing(tmp_path, base, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*out \(Error .*No space left.*make room there"):
+        export_directory(load(base)[0], base, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["base"]
 
 
 @needs_hf

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from jobs import arguments
 
 from rwkv_es.cli import main
@@ -120,6 +121,23 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(run, tmp_path, capsys):
     assert {step.lr for step in read_steps(other)[3:]} == {0.05}
     assert main(["replay", str(other)]) == 0
     assert "lr 0.05 (now 0.1)" in complaint(capsys, *again, "--lr", "0.1", "--steps", "8")
+
+
+def test_a_fork_that_finds_no_room_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+    """What stays would be in the way of the same command; a damaged line of the metrics is not."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": "two"}\n{"reward_mean": 1}\n')
+    archive = "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"  # torch's words
+
+    def full(*_):
+        raise RuntimeError(archive)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        said = complaint(capsys, "fork", run, "--step", "3", "--out", tmp_path / "fork")
+    assert "model.pth (not all of it found room: the disk is full" in said and archive not in said
+    assert not (tmp_path / "fork").exists()
+    assert main(["fork", str(run), "--step", "3", "--out", str(tmp_path / "fork")]) == 0
 
 
 def test_a_fork_needs_a_step_and_an_empty_folder(run, tmp_path, capsys):
