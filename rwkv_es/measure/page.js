@@ -86,7 +86,8 @@ function drawChart(figure, chart) {
   const low = Math.min(...lines.flatMap((l) => l.y.map((v, i) => v - (l.spread ? l.spread[i] : 0))));
   const high = Math.max(...lines.flatMap((l) => l.y.map((v, i) => v + (l.spread ? l.spread[i] : 0))));
   const room = (high - low || Math.abs(high) || 1) * 0.06;
-  const y0 = low >= 0 && low - room < 0 ? 0 : low - room, y1 = high + room;
+  const most = chart.unit === "share" ? Math.max(1, high) : Infinity;  // no room above what can be
+  const y0 = low >= 0 && low - room < 0 ? 0 : low - room, y1 = Math.min(high + room, most);
   const x1 = Math.max(1e-9, ...lines.flatMap((l) => l.x));
   const X = (x) => left + (width - left - right) * x / x1, Y = (y) => top + (height - top - bottom) * (1 - (y - y0) / (y1 - y0));
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": chart.title, height });
@@ -163,6 +164,12 @@ function marked(text, wanted) {
   }
   return [...parts, text.slice(from)];
 }
+function said(sample, wanted) {
+  if (!sample.turns) return make("pre", {}, ...marked(sample.completion, wanted));
+  return make("pre", { class: "turns" }, ...sample.turns.map(([answer, reply, reward]) => make("div", {},
+    make("span", {}, ...marked(answer.trim(), wanted)), make("span", { class: "reply" }, ...marked(reply.trim(), wanted)),
+    ...(reward ? [make("b", {}, number(reward))] : []))));
+}
 function score(reward) {
   const kind = reward === null ? "bad" : reward >= 1 ? "good" : reward <= 0 ? "bad" : "";
   return make("span", { class: `score ${kind}` }, `reward ${number(reward)}`);
@@ -180,7 +187,7 @@ function drawSamples() {
   byId("found").textContent = `${found.length} answers${wanted ? ` with “${byId("find").value.trim()}”` : ""}, the newest first`;
   const nodes = found.slice(0, state.limit).map((s) => make("article", { class: "answer" },
     make("div", { class: "head" }, score(s.reward), make("span", {}, `${s.kind} of step ${s.step}`), ...runName(s)),
-    make("pre", { class: "prompt" }, ...marked(s.prompt, wanted)), make("pre", {}, ...marked(s.completion, wanted))));
+    make("pre", { class: "prompt" }, ...marked(s.prompt, wanted)), said(s, wanted)));
   byId("samples").replaceChildren(...nodes, ...more(found.length, "limit", drawSamples));
 }
 function drawHeld() {
@@ -193,7 +200,7 @@ function drawHeld() {
   const nodes = found.slice(0, state.limitHeld).map((group) => {
     const first = group[0], last = group[group.length - 1];
     const side = (s, words) => make("div", {}, make("div", { class: "head" }, make("span", {}, words), score(s.reward)),
-      make("pre", {}, ...marked(s.completion, wanted)));
+      said(s, wanted));
     const sides = group.length > 1 ? [side(first, first.step ? `after step ${first.step}` : "before"), side(last, `after step ${last.step}`)]
       : [side(first, `after step ${first.step}`)];
     return make("article", { class: "answer" }, make("div", { class: "head" }, ...runName(first)),

@@ -21,12 +21,15 @@ _HERE = Path(__file__).parent
 CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Held-out reward", ("eval/reward",)),
     ("Held-out accuracy", ("eval/accuracy",)),
+    ("Reference answers", ("nats_per_token", "eval/nats_per_token")),
     ("Reward of the members, mean and spread", ("reward_mean",)),
     ("What a step moves", ("step_rms_per_sigma",)),
     ("Distance from the base", ("distance_from_base",)),
     ("Problems with a signal", ("share_of_problems_with_signal",)),
     ("Tokens an answer", ("tokens_per_answer", "eval/tokens_per_answer")),
     ("Answers that end by themselves", ("share_stopped", "eval/share_stopped")),
+    ("Turns an episode", ("turns_per_episode", "eval/turns_per_episode")),
+    ("Tokens an episode", ("tokens_per_episode", "eval/tokens_per_episode")),
     ("Tokens a second", ("tokens_per_s",)),
     ("Time of a step", ("generate_s", "score_s", "wait_s", "update_s")),
     ("Noise scale sigma", ("sigma",)),
@@ -105,7 +108,7 @@ def charts_of(names: Iterable[str], is_split: bool = False) -> list[dict[str, An
     )
     sampled = dict.fromkeys(name.rpartition("@")[0] + "@" for name in names if name.startswith("eval/") and "@" in name)
     alike = [(start, [name for name in names if name.startswith(start)]) for start in sampled]  # of all k
-    charts[2:2] = [
+    charts[3:3] = [
         (f"Held out: {name.removeprefix('eval/')}", wanted)
         for name, wanted in (*((name, [name]) for name in evaluated), *((f"{start}k", found) for start, found in alike))
     ]
@@ -114,15 +117,20 @@ def charts_of(names: Iterable[str], is_split: bool = False) -> list[dict[str, An
         parts = [found[i : i + _MOST_IN_A_CHART] for i in range(0, len(found), _MOST_IN_A_CHART)]
         charts += [(title, part) for part in parts]
     if is_split:
-        charts = [
-            (f"{title}: {name}" if len(wanted) > 1 else title, [name]) for title, wanted in charts for name in wanted
-        ]
+        charts = [(_of_one(title, name, wanted), [name]) for title, wanted in charts for name in wanted]
     units = {name: known.unit for name in names if (known := metric(name)) is not None}
     return [
         {"title": title, "names": wanted, "unit": units.get(wanted[0], ""), "band": _BANDS.get(wanted[0], "")}
         for title, wanted in charts
         if wanted
     ]
+
+
+def _of_one(title: str, name: str, names: Sequence[str]) -> str:
+    """Return the title of a chart of one of some metrics."""
+    if {name.removeprefix("eval/"), f"eval/{name.removeprefix('eval/')}"} <= set(names):  # in training, and held out
+        return f"{title}, held out" if name.startswith("eval/") else title
+    return f"{title}: {name}" if len(names) > 1 else title
 
 
 def _is_ours(path: Path) -> bool:

@@ -12,6 +12,7 @@ from rwkv_es.system.lock import holder
 
 MOST_ROWS = 4000  # of metrics: longer runs are thinned, evaluations never
 _MOST_STEPS, _MOST_EVALUATIONS, _MOST_CHARS = 150, 8, 20000  # whose answers are shown; of a text
+_TAIL = 1 << 18  # bytes in which an answer of the newest step is looked for
 _LAPS = ("generate_s", "score_s", "wait_s", "update_s")
 _NO_CURVES = ("step", "time", "elapsed_s")
 
@@ -111,7 +112,24 @@ def chosen_samples(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]
             if row.get("step", 0) in steps:
                 texts = {key: str(row.get(key, ""))[:_MOST_CHARS] for key in ("prompt", "completion")}
                 reward = row.get("reward") if is_finite(row.get("reward")) else None
-                yield {"step": row.get("step", 0), "kind": str(row.get("kind", "middle")), "reward": reward, **texts}
+                sample = {"step": row.get("step", 0), "kind": str(row.get("kind", "middle")), "reward": reward, **texts}
+                yield {**sample, "turns": turns} if (turns := turns_of(row)) else sample
+
+
+def newest(folder: Path) -> Mapping[str, Any]:
+    """Return the best answer of the newest step, from the end of the file; nothing if it is not there."""
+    rows = read_sound_lines(folder / "samples.jsonl", _TAIL)
+    return next((row for row in reversed(rows) if row.get("kind") == "best"), {})
+
+
+def turns_of(row: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Return the turns of an episode: the answer, the reply and what it earned; none of what is no episode."""
+    turns: Any = row.get("turns")
+    found = []
+    for turn in [each for each in turns if isinstance(each, Mapping)] if isinstance(turns, list) else ():
+        answer, reply = (str(turn.get(name) or "")[:_MOST_CHARS] for name in ("answer", "reply"))
+        found.append((answer, reply, turn["reward"] if is_finite(turn.get("reward")) else 0.0))
+    return found
 
 
 def spread(values: Sequence[int], most: int) -> set[int]:

@@ -9,17 +9,20 @@ from typing import Any
 
 from rwkv_es.measure.console import held_out_line, step_line
 from rwkv_es.measure.curve import curve, series
-from rwkv_es.measure.reading import Standing, standing_of
+from rwkv_es.measure.reading import Standing, newest, standing_of, turns_of
 from rwkv_es.run.ledger import read_metrics
 from rwkv_es.system.texts import printable
 
 LOOK_S = 1.0
 _NARROWEST = 40  # characters of a terminal that has room for the screen
+_ANSWER_LINES = 10
 _NUM_BEFORE = 3  # lines of what has been already, where there is no terminal
 _SHOWN = (
     ("reward_mean", "reward"),
     ("eval/accuracy", "held-out accuracy"),
+    ("nats_per_token", "nats a token"),
     ("tokens_per_answer", "tokens an answer"),
+    ("turns_per_episode", "turns an episode"),
     ("share_stopped", "answers that end"),
     ("share_of_problems_with_signal", "problems with a signal"),
     ("step_rms_per_sigma", "moved, in sigma"),
@@ -90,14 +93,23 @@ def _watch_terminal(folder: Path) -> None:
         while True:
             rows = read_metrics(folder)
             standing = standing_of(folder, rows)
-            live.update(screen(standing, rows, console.width), refresh=True)
+            live.update(screen(standing, rows, console.width, excerpt(newest(folder))), refresh=True)
             if not standing.holder:
                 return
             time.sleep(LOOK_S)
 
 
-def screen(standing: Standing, rows: Sequence[Mapping[str, Any]], width: int) -> Any:
-    """Return what the terminal shows: how far the run is, two curves, its newest numbers."""
+def excerpt(sample: Mapping[str, Any]) -> str:
+    """Return the end of a question and the beginning of its answer, an episode turn by turn; "" for no answer."""
+    turns = "\n".join(f"{answer.strip()} > {reply.strip()}" for answer, reply, _ in turns_of(sample))
+    asked, answered = (str(sample.get(name, "")).split("\n") for name in ("prompt", "completion"))
+    lines = [*asked[-2:], *(turns.split("\n") if turns else answered)]
+    shown = lines[:_ANSWER_LINES] + ["..."] * (len(lines) > _ANSWER_LINES)
+    return "\n".join(printable(line.rstrip()) for line in shown if line.strip())
+
+
+def screen(standing: Standing, rows: Sequence[Mapping[str, Any]], width: int, answer: str = "") -> Any:
+    """Return what the terminal shows: how far the run is, its newest numbers, two curves, an answer."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.panel import Panel
@@ -123,9 +135,9 @@ def screen(standing: Standing, rows: Sequence[Mapping[str, Any]], width: int) ->
     title = Text(
         printable(f"{standing.folder} · {standing.options.get('task', '')} · {standing.state}").replace("\n", " ")
     )
-    return Group(
-        Panel(Group(head, Text(""), numbers), title=title, width=width), Columns(charts) if is_wide else Group(*charts)
-    )
+    parts: list[Any] = [Columns(charts)] if is_wide else [*charts]
+    parts += [Panel(Text(answer), title="best answer of the newest step", width=width)] if answer else []
+    return Group(Panel(Group(head, Text(""), numbers), title=title, width=width), *parts)
 
 
 def time_left(standing: Standing, rows: Sequence[Mapping[str, Any]]) -> str:

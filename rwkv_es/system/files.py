@@ -45,9 +45,13 @@ def stream_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                 raise ConfigError(f"{path} line {number} is broken; restore the file, or choose another --run")
 
 
-def read_sound_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines that nothing depends on: damaged ones are left out."""
-    data = path.read_bytes() if path.exists() else b""
+def read_sound_lines(path: Path, most: int = 0) -> list[dict[str, Any]]:
+    """Read a file of JSON lines that nothing depends on, or its last `most` bytes: damaged ones are left out."""
+    data = b""
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most) if most else 0)
+            data = file.read()
     return [row for text in data.split(b"\n") if (row := _parse(text)) is not None]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from rwkv_es.config.objective import objective_of
 from rwkv_es.config.options import Config
 from rwkv_es.engine.references import Reading
-from rwkv_es.measure import tables
 from rwkv_es.measure.health import watch_unperturbed
 from rwkv_es.measure.judgement import Judged, Judgement, compare, describe
 from rwkv_es.measure.metrics import StepCounts, as_numbers, count
@@ -28,6 +27,7 @@ from rwkv_es.session import (
     open_session,
     read,
 )
+from rwkv_es.system import tables
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.files import append, refuse_existing
 from rwkv_es.system.texts import printable

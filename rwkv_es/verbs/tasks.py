@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.measure import tables
 from rwkv_es.reward.adapters import Answer, load_scorer
+from rwkv_es.system import tables
 from rwkv_es.system.errors import TaskError
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, response_prefix_of, stops_of

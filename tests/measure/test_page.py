@@ -118,6 +118,20 @@ def test_what_rewards_and_evaluation_sets_are_named_has_charts_of_its_own():
     assert ("Rewards by name", ["reward/a", "reward/b"]) in titles and ("Waiting", ["wait_s_of_rank_0"]) in titles
 
 
+def test_episodes_and_reference_answers_have_charts_and_pairs_are_told_apart():
+    names = [f"{start}{name}" for start in ("", "eval/") for name in ("turns_per_episode", "nats_per_token")]
+    assert [chart["title"] for chart in charts_of([*names, "generate_s", "score_s"], is_split=True)] == [
+        *("Reference answers", "Reference answers, held out", "Turns an episode", "Turns an episode, held out"),
+        *("Time of a step: generate_s", "Time of a step: score_s"),
+    ]
+
+
+@pytest.mark.parametrize("turns", [None, 7, "x", [1, None], [{"reward": "x"}, {"answer": None, "reward": math.nan}]])
+def test_turns_of_a_damaged_file_break_nothing(turns):
+    (sample,) = chosen_samples([{"step": 1, "kind": "best", "turns": turns}])
+    assert all(turn == ("", "", 0.0) for turn in sample.get("turns", ()))
+
+
 def answers():
     for step in (0, 4):
         for i in range(8):
@@ -165,6 +179,16 @@ def test_in_a_browser_runs_are_drawn_compared_and_searched_without_a_complaint_o
     assert browser.run(f"return {first}.querySelector('.read').textContent").startswith("time 1 s")
     assert browser.complaints() == []
     assert browser.requests(page) == [page.resolve().as_uri()]
+
+
+def test_in_a_browser_an_episode_is_read_turn_by_turn(tmp_path, browser):
+    turns = [{"answer": f"{EVIL}\n", "reply": "+\n", "reward": 0.0}, {"answer": "40", "reply": "", "reward": 0.25}]
+    sample = {"step": 1, "kind": "best", "prompt": "8:", "completion": f"{EVIL}\n+\n40", "reward": 0.25, "turns": turns}
+    browser.open(write_report(write_run(tmp_path / "run", rising(2), [sample])), 390)
+    shown = "[...document.querySelectorAll('#samples .turns div')].map((turn) => [...turn.children].map((one) => one.textContent))"
+    assert browser.run(f"return {shown}") == [[EVIL, "+"], ["40", "", "0.25"]]
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    assert browser.complaints() == []
 
 
 def test_a_page_asked_for_by_its_place_in_the_run_may_be_replaced_by_the_run(tmp_path):

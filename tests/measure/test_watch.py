@@ -1,6 +1,7 @@
 """A run seen from outside: in lines, on a terminal, until it ends."""
 
 import io
+import json
 import threading
 import time
 
@@ -11,8 +12,8 @@ from rich.console import Console
 
 from rwkv_es.cli import main
 from rwkv_es.measure import watch as watching
-from rwkv_es.measure.reading import standing_of
-from rwkv_es.measure.watch import line_of, screen, time_left, watch
+from rwkv_es.measure.reading import newest, standing_of
+from rwkv_es.measure.watch import excerpt, line_of, screen, time_left, watch
 from rwkv_es.run.ledger import read_metrics
 from rwkv_es.system.lock import Lock, holder
 
@@ -71,6 +72,26 @@ def test_the_screen_fits_any_width_and_shows_the_newest_numbers(tmp_path, width)
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= width
     assert "step 3 of 4" in shown and "0.3" in shown and "held-out accuracy" in shown
+
+
+def test_the_newest_steps_best_answer_is_shown_an_episode_turn_by_turn(tmp_path):
+    turns = [{"answer": "39\n", "reply": "+\n", "reward": 0.0}, {"answer": " 40\n", "reply": "", "reward": 1.0}]
+    kinds = [(1, "best", "old"), (2, "best", "39\n+\n40\n"), (2, "worst", "bad"), (2, "held out", "other")]
+    samples = [{"step": s, "kind": k, "prompt": "8:", "completion": text, "turns": turns} for s, k, text in kinds]
+    folder = write_run(tmp_path / "run", rising(2), samples)
+    assert excerpt(newest(folder)) == "8:\n39 > +\n40 >"
+    rows = [
+        {"step": 3, "kind": "best", "prompt": asked, "completion": "a\n" * 50}
+        for asked in ("x" * 300_000, "Why?\n\x1b[2J")
+    ]
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    lines = excerpt(newest(folder)).split("\n")
+    assert lines[0] == "Why?" and "\x1b" not in lines[1] and lines[2:] == ["a"] * 8 + ["..."]
+    assert excerpt(newest(write_run(tmp_path / "none"))) == ""
+    console = Console(width=60, file=io.StringIO(), record=True)
+    console.print(screen(standing_of(folder), read_metrics(folder), 60, "39 > +"))
+    assert "39 > +" in console.export_text()
 
 
 def test_the_time_left_follows_from_the_last_steps(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rwkv_es.measure.tables import show
+from rwkv_es.system.tables import show
 
 ROWS = [("accuracy", "0.5"), ("reward [bold]", "0.25 ✿")]
 
