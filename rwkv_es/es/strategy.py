@@ -17,6 +17,7 @@ from torch import Tensor
 from rwkv_es.config.options import Config
 from rwkv_es.es.fitness import shape
 from rwkv_es.es.schedule import decay
+from rwkv_es.es.step import Step as Step  # noqa: PLC0414 - callers know it by this module
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.forward import Model, draw_factors, with_initial_state
 from rwkv_es.model.weights import Members
@@ -27,19 +28,6 @@ from rwkv_es.system.errors import CheckpointError, ConfigError
 
 OPTIONS: tuple[str, ...] = ("population", "sigma", "lr", "rank", "targets", "seed", "fitness", "optimizer", "momentum")
 OPTIONS += ("weight_decay", "master", "steps", "schedule", "schedule_end", "sigma_decay")
-
-
-class Step(NamedTuple):
-    """One training step, as exact as it was computed: what the weights are a function of, besides base and options."""
-
-    step: int  # from 0
-    rewards: Sequence[Sequence[float | None]]  # (N,P), None: missing
-    fitness: Sequence[float]  # (N,)
-    sigma: float
-    lr: float
-    tokens: int
-    seconds: float
-    checksum: str  # of the weights after the step
 
 
 class Update(NamedTuple):

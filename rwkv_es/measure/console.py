@@ -2,18 +2,19 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rwkv_es.reward.sheet import Scores
 from rwkv_es.run.ledger import HELD_OUT
-from rwkv_es.session import Answers
+
+if TYPE_CHECKING:
+    from rwkv_es.session import Answers, Scores
 
 _NUM_HELD_OUT = 16  # held-out answers of an evaluation that are kept to read
 _BAR_WIDTH = 16
 _SHOWN = 80  # characters of either end of a text
 
 
-def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
+def readable(answers: "Answers", scores: "Scores") -> list[dict[str, Any]]:
     """Pick a few answers of a step for people: the best, the worst, and one of those between."""
     order = sorted(range(len(answers.texts)), key=lambda place: _rank(scores.rewards[place]), reverse=True)
     kinds = {"best": order[0], "worst": order[-1], "middle": order[len(order) // 2]} if order else {}
@@ -21,13 +22,13 @@ def readable(answers: Answers, scores: Scores) -> list[dict[str, Any]]:
     return [_sample(answers, scores, place, kind) for place, kind in reversed(places.items())]
 
 
-def held_out_samples(answers: Answers, scores: Scores, name: str = "") -> list[dict[str, Any]]:
+def held_out_samples(answers: "Answers", scores: "Scores", name: str = "") -> list[dict[str, Any]]:
     """Pick the first held-out answers for people: of the same problems in every evaluation, of the set of that name."""
     samples = [_sample(answers, scores, place, HELD_OUT) for place in range(min(_NUM_HELD_OUT, len(answers.texts)))]
     return [{**sample, "set": name} for sample in samples] if name else samples
 
 
-def _sample(answers: Answers, scores: Scores, place: int, kind: str) -> dict[str, Any]:
+def _sample(answers: "Answers", scores: "Scores", place: int, kind: str) -> dict[str, Any]:
     text, problem = answers.texts[place], answers.problems[place]
     turns = [turn._asdict() for turn in answers.turns_of(place)]
     sample = {"kind": kind, "prompt": problem.prompt, "completion": text, "reward": scores.rewards[place]}
@@ -38,7 +39,7 @@ def _rank(reward: float | None) -> float:
     return -math.inf if reward is None else reward
 
 
-def examples(answers: Answers, scores: Scores) -> list[str]:
+def examples(answers: "Answers", scores: "Scores") -> list[str]:
     """Show an answer in a line, if there is one, whatever is in it."""
     shown = zip(answers.problems[:1], answers.texts, scores.rewards)
     return [f"  {_ends(problem.prompt)} -> {_ends(text)}: {reward}" for problem, text, reward in shown]

@@ -15,8 +15,7 @@ from rwkv_es.system.texts import printable
 
 LOOK_S = 1.0
 _NARROWEST = 40  # characters of a terminal that has room for the screen
-_ANSWER_LINES = 10
-_NUM_BEFORE = 3  # lines of what has been already, where there is no terminal
+_ANSWER_LINES, _NUM_BEFORE = 10, 3  # lines of an answer; lines of what has been already, where there is no terminal
 _SHOWN = (
     ("reward_mean", "reward"),
     ("eval/accuracy", "held-out accuracy"),
@@ -102,8 +101,8 @@ def _watch_terminal(folder: Path) -> None:
 def excerpt(sample: Mapping[str, Any]) -> str:
     """Return the end of a question and the beginning of its answer, an episode turn by turn; "" for no answer."""
     turns = "\n".join(f"{answer.strip()} > {reply.strip()}" for answer, reply, _ in turns_of(sample))
-    asked, answered = (str(sample.get(name, "")).split("\n") for name in ("prompt", "completion"))
-    lines = [*asked[-2:], *(turns.split("\n") if turns else answered)]
+    answered = turns or str(sample.get("completion", ""))
+    lines = [*str(sample.get("prompt", "")).split("\n")[-2:], *answered.split("\n")]
     shown = lines[:_ANSWER_LINES] + ["..."] * (len(lines) > _ANSWER_LINES)
     return "\n".join(printable(line.rstrip()) for line in shown if line.strip())
 

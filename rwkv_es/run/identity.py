@@ -16,7 +16,6 @@ from rwkv_es import __version__
 from rwkv_es.config.file import parse_yaml
 from rwkv_es.config.option import default_of
 from rwkv_es.config.options import FIELDS, PROVENANCE, Config, with_todays_names
-from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.tokenizer import Tokenizer
 from rwkv_es.system import files
 from rwkv_es.system.errors import ConfigError
@@ -117,6 +116,8 @@ def _digest(pieces: Iterable[bytes]) -> str:
 
 def provenance(base: Path) -> dict[str, str]:
     """Return what a run is made with: versions, the base checkpoint's path and sha256."""
+    from rwkv_es.pretrained import checkpoint
+
     return {
         "rwkv_es": __version__,
         "torch": version("torch"),

@@ -13,11 +13,10 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkv_es.config.options import PROVENANCE, model_name
-from rwkv_es.es.strategy import Step
-from rwkv_es.pretrained import checkpoint
+from rwkv_es.es.step import Step
 from rwkv_es.run import made
 from rwkv_es.run.identity import BEST_SINCE, check_same_run, config_text, made_by_a_run, provenance, read_config
 from rwkv_es.run.record import in_memory, sealed, stream
@@ -37,6 +36,9 @@ from rwkv_es.run.snapshots import (
 from rwkv_es.system import files
 from rwkv_es.system.errors import ConfigError
 from rwkv_es.system.lock import Lock
+
+if TYPE_CHECKING:
+    from rwkv_es.pretrained.checkpoint import Params
 
 HELD_OUT = "held out"  # samples of this kind come with the metrics of an evaluation, and are written before them
 _OUTPUTS = ("config.yaml", "ledger.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "snapshots", "tensorboard")
@@ -110,7 +112,7 @@ class Ledger:
         files.append(self.folder / "samples.jsonl", [{"step": step, **sample} for sample in samples])
 
     def save_snapshot(
-        self, step: int, params: checkpoint.Params, optimizer: Mapping[str, Any], best_score: float | None = None
+        self, step: int, params: "Params", optimizer: Mapping[str, Any], best_score: float | None = None
     ) -> None:
         """Save the weights after `step` steps, see `snapshots.save_snapshot`."""
         self._lock.check()
@@ -137,7 +139,7 @@ class Ledger:
             return None
         return named.step
 
-    def restore_best(self, params: checkpoint.Params, optimizer: Mapping[str, Any], step: int) -> None:
+    def restore_best(self, params: "Params", optimizer: Mapping[str, Any], step: int) -> None:
         """Write a damaged best snapshot anew."""
         named = named_best(self.folder)
         assert named is not None and named.step == step

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_es.es.strategy import Step
+from rwkv_es.es.step import Step
 from rwkv_es.system import files
 from rwkv_es.system.errors import ConfigError
 

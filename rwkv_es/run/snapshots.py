@@ -12,15 +12,14 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_es import __version__
-from rwkv_es.es.update import checksum
-from rwkv_es.pretrained import checkpoint
 from rwkv_es.system import files
 from rwkv_es.system.errors import CheckpointError
+
+if TYPE_CHECKING:  # torch comes in where weights do: who looks at a run does not wait for it
+    from rwkv_es.pretrained.checkpoint import Params
 
 _FILES = ("model.pth", "optimizer.pt")
 SNAPSHOT_FILES = (*_FILES, "meta.json")
@@ -30,7 +29,7 @@ class Snapshot(NamedTuple):
     """The weights after `step` steps, and what the optimiser remembered."""
 
     step: int
-    params: checkpoint.Params
+    params: "Params"
     optimizer: dict[str, Any]
 
 
@@ -66,6 +65,8 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
+    from rwkv_es.pretrained import checkpoint
+
     checkpoint.save(folder / "model.pth", snapshot.params)
     _save_optimizer(folder / "optimizer.pt", snapshot.optimizer)
     sha256 = {name: checkpoint.sha256(folder / name) for name in _FILES}
@@ -86,6 +87,8 @@ def latest_snapshot(
 
     checksums: of the weights after each step, where they are to be compared.
     """
+    from rwkv_es.es.update import checksum
+
     for step in reversed(snapshot_steps(folder)):
         if step <= most:
             try:
@@ -113,6 +116,10 @@ def read_snapshot(folder: Path, step: int) -> Snapshot:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    import torch
+
+    from rwkv_es.pretrained import checkpoint
+
     path = _folder_of(folder, step)
     _check_files(path, step)
     params, _ = checkpoint.load(path / "model.pth", may_be_int8=True)
@@ -177,6 +184,8 @@ def _folder_of(folder: Path, step: int) -> Path:
 
 
 def _check_files(path: Path, step: int) -> None:
+    from rwkv_es.pretrained import checkpoint
+
     try:
         meta = json.loads((path / "meta.json").read_bytes())
         changed = [name for name in _FILES if checkpoint.sha256(path / name) != meta["sha256"][name]]
@@ -192,6 +201,10 @@ def _seal(meta: Mapping[str, Any]) -> str:
 
 
 def _save_optimizer(path: Path, state: dict[str, Any]) -> None:
+    import torch
+
+    from rwkv_es.pretrained import checkpoint
+
     with path.open("wb") as file:
         try:
             torch.save(state, file)

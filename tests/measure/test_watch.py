@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,6 +74,13 @@ def test_the_screen_fits_any_width_and_shows_the_newest_numbers(tmp_path, width)
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= width
     assert "step 3 of 4" in shown and "0.3" in shown and "held-out accuracy" in shown
+
+
+@pytest.mark.parametrize("command", [["watch", "run"], ["report", "run"], ["runs", "."], ["clean", "run", "--yes"]])
+def test_who_looks_at_a_run_does_not_wait_for_torch(tmp_path, command):
+    write_run(tmp_path / "run", rising(3))
+    code = "import sys, rwkv_es.cli as c; failed = c.main(sys.argv[1:]); sys.exit(failed or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, *command], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
 
 
 def test_the_newest_steps_best_answer_is_shown_an_episode_turn_by_turn(tmp_path):
