@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from compare import bytes as equal_bytes
 from compare.methods import METHODS
-from compare.race import CONTROLS, SWEEP_SEED, Entry, in_child, run
+from compare.race import CONTROLS, NUM_POINTS, SWEEP_SEED, Entry, in_child, run
 from compare.records import Record, best_settings, is_done, read_records
 from compare.tables import tables
 from compare.world import World, open_world
@@ -55,18 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for task in () if options.only_tables else options.tasks:
         compare(open_world(options.model, task), task, options)
-    print(tables(options.out))
+    print(tables(options.out, options.level))
     return 0
 
 
 def compare(world: World, task: str, options: argparse.Namespace) -> None:
     """Sweep every method, then run the best settings with every seed: a seed of all methods after the other."""
-    for entry in sweep_entries(options):
+    given = options.settings
+    for entry in sweep_entries(options) if given is None else ():
         make(world, task, SWEEP, entry, options)
     for seed in range(options.seeds):
         for method in options.methods:
-            settings = best_settings(read_records(options.out), task, method)
-            entry = Entry(method, settings, seed, options.budget, options.amount, options.control)
+            settings = best_settings(read_records(options.out), task, method) if given is None else given
+            entry = Entry(method, settings, seed, options.budget, options.amount, options.control, options.points)
             make(world, task, FINAL, entry, options)
 
 
@@ -117,10 +118,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("tried", 8, "settings of each method in the sweep", type=int)
     add("seeds", 5, "final runs of each method", type=int)
     add("judge", 300, "problems that judge", type=int)
+    add("settings", None, "no sweep: these settings, as JSON, of the one method named", type=json.loads)
+    add("points", NUM_POINTS, "points of a curve", type=int)
+    add("level", 0.5, "accuracy whose cost the tables name", type=float)
     add("control", "none", "what is done to the rewards before they are learned from", choices=CONTROLS)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--only-tables", action="store_true", help="make no run")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.settings is not None and len(options.methods) > 1:
+        parser.error(f"--settings are those of one method; got --methods {' '.join(options.methods)}")
+    return options
 
 
 if __name__ == "__main__":

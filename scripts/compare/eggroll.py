@@ -18,9 +18,12 @@ from rwkv_es.model.layout import Params
 from .rates import falling
 from .world import Answered, Asked
 
-GRID = [{"sigma": sigma, "lr_scale": scale} for sigma in (1e-2, 2e-2) for scale in (0.1, 0.5)]
+GRID = [{"sigma": sigma, "lr_scale": 0.5} for sigma in (1e-2, 2e-2)]
 GRID += [{"sigma": 2e-2, "lr_scale": scale, "prompts": 32} for scale in (0.3, 1.0)]
-GRID += [{"sigma": sigma, "lr_scale": 1.0, "prompts": 32, "schedule": "cosine"} for sigma in (1e-2, 2e-2)]
+GRID += [{"sigma": sigma, "lr_scale": 0.4, "prompts": 32, "schedule": "cosine"} for sigma in (1e-2, 2e-2)]
+GRID += [
+    {"sigma": 2e-2, "lr_scale": 0.4, "population": n, "prompts": 2048 // n, "schedule": "cosine"} for n in (256, 512)
+]
 DEFAULTS: Mapping[str, Any] = {"population": 64, "prompts": 8, "targets": {"matrices": 1.0, "head.weight": 1.0}}
 
 

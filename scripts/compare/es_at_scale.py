@@ -12,12 +12,13 @@ from torch import Tensor
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
+from .rates import falling
 from .vectors import NORMS, Space, normal, params_at, space_of
 from .world import Answered, Asked
 
 GRID = [{"sigma": sigma, "head": 10} for sigma in (3e-3, 1e-2, 3e-2)]
-GRID += [{"sigma": sigma, "head": 1} for sigma in (1e-2, 3e-2)]
-GRID += [{"sigma": 1e-2, "head": 10, "prompts": 32}]
+GRID += [{"sigma": 3e-2, "head": 1}, {"sigma": 1e-2, "head": 10, "prompts": 32}]
+GRID += [{"sigma": 3e-2, "head": 10, "schedule": "cosine"}]
 GRID += [{"sigma": sigma, "names": NORMS} for sigma in (0.03, 0.1)]
 DEFAULTS: Mapping[str, Any] = {"population": 30, "prompts": 16}
 
@@ -49,7 +50,7 @@ def tell(state: State, answered: Answered) -> State:
     """Add lr / N * sum of z-score * noise."""
     rewards = answered.rewards.mean(1)
     scores = ((rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-8)).tolist()
-    lr, mean = state.settings["sigma"] / 2, state.mean.clone()
+    lr, mean = state.settings["sigma"] / 2 * falling(state.settings, answered.spent), state.mean.clone()
     for n, score in enumerate(scores):
         mean.add_(_noise(state, n), alpha=lr / len(scores) * score)
     return state._replace(mean=mean, step=state.step + 1)

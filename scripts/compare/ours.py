@@ -8,14 +8,22 @@ from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 
 from .rates import falling
+from .vectors import NORMS
 from .world import Answered, Asked
 
 _HEAD = {"matrices": 1.0, "head.weight": 10.0}
 _ALL = {"matrices": 1.0, "head.weight": 5.0, "emb.weight": 5.0}
-GRID = [{"sigma": 3e-3, "lr": lr, "targets": _HEAD} for lr in (6e-3, 2e-2)]
-GRID += [{"sigma": sigma, "lr": lr, "targets": _ALL} for sigma, lr in ((6e-3, 1e-2), (1e-2, 5e-2))]
-GRID += [{"sigma": 2e-2, "lr": lr, "targets": _ALL, "prompts": 32} for lr in (0.1, 0.3)]
-GRID += [{"sigma": 2e-2, "lr": lr, "targets": _ALL, "prompts": 32, "schedule": "cosine"} for lr in (0.3, 0.6)]
+_NORMS = dict.fromkeys(NORMS, 1.0)
+GRID: list[dict[str, Any]] = [{"sigma": 3e-3, "lr": 6e-3, "targets": _HEAD}]
+GRID += [{"sigma": 3e-3, "lr": 2e-2, "targets": _HEAD, "prompts": p, "schedule": "cosine"} for p in (4, 8)]
+GRID += [{"sigma": 2e-2, "lr": 0.3, "targets": _ALL, "prompts": 32}]
+GRID += [
+    {"sigma": 2e-2, "lr": lr, "targets": _ALL, "population": population, "schedule": "cosine"}
+    for lr, population in ((0.3, 256), (0.6, 512))
+]
+GRID += [
+    {"sigma": sigma, "lr": 10 * sigma, "targets": _NORMS, "prompts": 16, "schedule": "cosine"} for sigma in (0.1, 0.15)
+]
 DEFAULTS: Mapping[str, Any] = {"population": 64, "prompts": 8}
 _OURS = ("population", "sigma", "lr", "rank", "targets", "fitness", "optimizer", "momentum", "weight_decay")
 

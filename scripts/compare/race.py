@@ -17,7 +17,7 @@ from rwkv_es.task import Problem
 from .methods import METHODS
 from .world import Answered, Asked, World, answer
 
-NUM_POINTS = 8  # of a curve; half as many in a sweep
+NUM_POINTS = 8  # of a curve, unless an entry says otherwise; half as many in a sweep
 SWEEP_SEED = 1000  # seeds from here on are those of sweeps
 CONTROLS = ("none", "reversed", "shuffled")
 
@@ -31,6 +31,7 @@ class Entry(NamedTuple):
     budget: str  # "cpu-seconds" or "generations"
     amount: float
     control: str = "none"
+    points: int = NUM_POINTS
 
 
 class Cost(NamedTuple):
@@ -43,9 +44,9 @@ class Cost(NamedTuple):
 
 
 def run(world: World, entry: Entry, problems: Sequence[Problem]) -> Iterator[dict[str, Any]]:
-    """Run it; yield a record at the start, at every eighth of the budget, and at the end, judged on `problems`."""
+    """Run it; yield a record at the start, at its points along the budget and at the end, judged on `problems`."""
     method, is_sweep = METHODS[entry.method], entry.seed >= SWEEP_SEED
-    interval = entry.amount / NUM_POINTS * (2 if is_sweep else 1)
+    interval = entry.amount / entry.points * (2 if is_sweep else 1)
     settings = {**method.DEFAULTS, **entry.settings}
     began = time.process_time()
     state, cost, due = method.start(world.model, settings, entry.seed), Cost(), 0.0

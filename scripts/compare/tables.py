@@ -9,12 +9,12 @@ from .records import Record, final_runs, read_records
 
 HALF = 0.5  # accuracy whose cost a table names
 HEADER = (
-    "| method | settings | accuracy | mean@8 | pass@8 | to 50 %: CPU s | to 50 %: answers | gained / lost | "
+    "| method | settings | accuracy | mean@8 | pass@8 | to {level}: CPU s | to {level}: answers | gained / lost | "
     "CPU s | answers | tokens/s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def tables(folder: Path) -> str:
+def tables(folder: Path, level: float = HALF) -> str:
     """Write tables.md and a curve by seconds and by answers for each task; return the tables."""
     records = read_records(folder)
     parts = []
@@ -23,7 +23,7 @@ def tables(folder: Path) -> str:
             runs = final_runs(records, task, control)
             if not runs:
                 continue
-            parts.append(f"### {task}{'' if control == 'none' else f', rewards {control}'}\n\n{table(runs)}")
+            parts.append(f"### {task}{'' if control == 'none' else f', rewards {control}'}\n\n{table(runs, level)}")
             name = task if control == "none" else f"{task}-{control}"
             for axis in ("cpu_s", "generations"):
                 draw(folder / f"{name}-{axis}.svg", runs, axis)
@@ -32,13 +32,14 @@ def tables(folder: Path) -> str:
     return text
 
 
-def table(runs: dict[str, list[list[Record]]]) -> str:
+def table(runs: dict[str, list[list[Record]]], level: float = HALF) -> str:
     """Return one task's table, the best mean accuracy first."""
     order = sorted(runs, key=lambda method: -fmean(run[-1]["accuracy"] for run in runs[method]))
-    return "\n".join([HEADER, *(row(method, runs[method]) for method in order)])
+    header = HEADER.format(level=f"{100 * level:.0f} %")
+    return "\n".join([header, *(row(method, runs[method], level) for method in order)])
 
 
-def row(method: str, runs: Sequence[Sequence[Record]]) -> str:
+def row(method: str, runs: Sequence[Sequence[Record]], level: float = HALF) -> str:
     """Return a method's row: means over seeds, ± the standard deviation."""
     last = [run[-1] for run in runs]
 
@@ -53,8 +54,8 @@ def row(method: str, runs: Sequence[Sequence[Record]]) -> str:
         f"{fmean(accuracy):.1%} ± {pstdev(accuracy):.1%}",
         f"{mean('mean@8'):.1%}",
         f"{mean('pass@8'):.1%}",
-        cost_to_half(runs, "cpu_s", "{:.1f}"),
-        cost_to_half(runs, "generations", "{:.0f}"),
+        cost_to(level, runs, "cpu_s", "{:.1f}"),
+        cost_to(level, runs, "generations", "{:.0f}"),
         f"{mean('gained'):.0f} / {mean('lost'):.1f}",
         f"{mean('cpu_s'):.1f}",
         f"{mean('generations'):.0f}",
@@ -71,9 +72,9 @@ def short(value: object) -> str:
     return "+".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def cost_to_half(runs: Sequence[Sequence[Record]], axis: str, form: str) -> str:
-    """Return the mean cost of the first point at 50 % or more, and of how many runs if not all got there."""
-    costs = [next((r[axis] for r in run if r["accuracy"] >= HALF), None) for run in runs]
+def cost_to(level: float, runs: Sequence[Sequence[Record]], axis: str, form: str) -> str:
+    """Return the mean cost of the first point at `level` or more, and of how many runs if not all got there."""
+    costs = [next((r[axis] for r in run if r["accuracy"] >= level), None) for run in runs]
     known = [cost for cost in costs if cost is not None]
     if not known:
         return "–"

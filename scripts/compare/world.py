@@ -91,10 +91,11 @@ def answer(world: World, asked: Asked, problems: Sequence[Problem], noise: int =
 
 def _answer(world: World, asked: Asked, problems: Sequence[Problem], noise: int) -> Answered:
     assert asked.model is not None
+    prompts = [tuple(world.tokenizer.encode(problem.prompt)) for problem in problems]
     requests = [
-        Request(member, i, tuple(world.tokenizer.encode(problem.prompt)), world.task.max_new_tokens, sample)
+        Request(member, i, prompt, world.task.max_new_tokens, sample)
         for member in asked.members.ids
-        for i, problem in enumerate(problems)
+        for i, prompt in enumerate(prompts)
         for sample in range(asked.samples)
     ]
     decoding = world.decoding._replace(sampling=SamplingParams(noise, asked.temperature))
@@ -106,8 +107,9 @@ def _answer(world: World, asked: Asked, problems: Sequence[Problem], noise: int)
     found = generate()
     completions = [completion.tokens for completion in found.completions]
     texts = [cut(world.tokenizer.decode(tokens), world.task.stop, world.task.stop_included) for tokens in completions]
-    scores = [world.task.reward(problem, text) for problem, text in zip(answered, texts)]
-    rewards = torch.tensor(scores, dtype=torch.float64).reshape(-1, width)
+    given = [(request.problem, text) for request, text in zip(requests, texts)]
+    score = {(i, text): world.task.reward(problems[i], text) for i, text in set(given)}
+    rewards = torch.tensor([score[each] for each in given], dtype=torch.float64).reshape(-1, width)
     return Answered(rewards, [request.prompt for request in requests], completions, num_tokens=found.num_read)
 
 

@@ -19,9 +19,9 @@ from compare.methods import METHODS  # noqa: E402
 from compare.race import controlled  # noqa: E402
 from compare.rates import falling  # noqa: E402
 from compare.records import best_settings  # noqa: E402
-from compare.tables import band, cost_to_half  # noqa: E402
+from compare.tables import band, cost_to  # noqa: E402
 from compare.vectors import normal, params_at, space_of  # noqa: E402
-from compare.world import Answered, open_world  # noqa: E402
+from compare.world import Answered, Asked, answer, open_world  # noqa: E402
 
 from rwkv_es import load_model  # noqa: E402
 from rwkv_es.model.forward import Model  # noqa: E402
@@ -217,6 +217,26 @@ def test_the_controls_negate_or_mix_the_rewards():
     assert not torch.equal(mixed, answered.rewards) and sorted(mixed.flatten().tolist()) == list(range(12))
 
 
+def test_an_answer_that_many_give_is_scored_once():
+    world, scored = open_world("tiny", "countdown_mini"), []
+
+    class Counting(equal_bytes.Long):
+        def reward(self, problem, text):
+            scored.append((problem.prompt, text))
+            return float(len(text))
+
+    found = answer(world._replace(task=Counting(12)), Asked(model=world.model, samples=3), world.train[:4])
+    texts = [world.tokenizer.decode(tokens).split("<end>")[0] for tokens in found.completions]
+    assert found.rewards.flatten().tolist() == [len(text) for text in texts]
+    assert len(scored) == len(set(scored)) == 4  # greedy: all samples of a problem are alike
+
+
+def test_settings_that_are_given_are_those_of_one_method(capsys):
+    with pytest.raises(SystemExit):
+        load_program().main(["--out", "nowhere", "--settings", "{}", "--methods", "ours", "grpo"])
+    assert "--settings are those of one method; got --methods ours grpo" in capsys.readouterr().err
+
+
 def test_every_method_has_as_many_settings_in_the_sweep():
     assert {len(method.GRID) for method in METHODS.values()} == {8}
 
@@ -229,7 +249,7 @@ def test_rates_fall_over_the_budget_to_nothing():
     )
 
 
-@pytest.mark.parametrize("name", ["ours", "eggroll", "openai_es", "grpo", "ppo"])
+@pytest.mark.parametrize("name", ["ours", "eggroll", "es_at_scale", "openai_es", "grpo", "ppo"])
 def test_a_step_after_the_whole_budget_has_no_rate_left(name):
     model, _ = load_model("tiny")
     method = METHODS[name]
@@ -255,14 +275,15 @@ def test_the_sweeps_best_is_by_where_it_ends_and_how_soon():
     assert best_settings([*late, *soon, record(3, 0.2)], "t", "m") == {"lr": 2}
 
 
-def test_a_tables_costs_are_those_of_the_first_point_at_half():
+def test_a_tables_costs_are_those_of_the_first_point_at_the_level():
     def run(*points):
         return [{"cpu_s": cost, "accuracy": accuracy} for cost, accuracy in points]
 
     reached, late, never = run((0, 0.1), (2, 0.5), (4, 0.9)), run((0, 0.1), (6, 0.6)), run((0, 0.1), (5, 0.4))
-    assert cost_to_half([reached, late], "cpu_s", "{:.1f}") == "4.0"
-    assert cost_to_half([reached, never], "cpu_s", "{:.1f}") == "2.0 (1 of 2)"
-    assert cost_to_half([never], "cpu_s", "{:.1f}") == "–"
+    assert cost_to(0.5, [reached, late], "cpu_s", "{:.1f}") == "4.0"
+    assert cost_to(0.5, [reached, never], "cpu_s", "{:.1f}") == "2.0 (1 of 2)"
+    assert cost_to(0.5, [never], "cpu_s", "{:.1f}") == "–"
+    assert cost_to(0.9, [reached, late], "cpu_s", "{:.1f}") == "4.0 (1 of 2)"
     x, mean, low, high = band([reached, late], lambda record: record["cpu_s"])
     assert (x, mean, low, high) == ([0, 4], pytest.approx([0.1, 0.55]), [0.1, 0.5], [0.1, 0.6])
 
@@ -316,15 +337,11 @@ def load_program():
 
 @pytest.fixture(scope="module")
 def guessing():
-    from compare.world import open_world
-
     return open_world("tiny-guess", "guess_mini")
 
 
 def test_what_the_gradients_see_of_an_episode_is_what_was_read_and_written(guessing):
     """Greedy answers are the likeliest tokens after all that stands before them; the replies are the environment's."""
-    from compare.world import Asked, answer
-
     problems = guessing.train[:3]
     found = answer(guessing, Asked(model=guessing.model), problems)
     for place, problem in enumerate(problems):
@@ -349,8 +366,6 @@ def test_what_the_gradients_see_of_an_episode_is_what_was_read_and_written(guess
 
 
 def test_a_step_of_grpo_on_episodes_moves_the_weights(guessing):
-    from compare.world import answer
-
     state = grpo.start(guessing.model, {**grpo.DEFAULTS, "lr": 1e-3, "epochs": 1, "samples": 4}, seed=0)
     state = grpo.tell(state, answer(guessing, grpo.ask(state), guessing.train[:4], noise=1))
     moved = grpo.params(state)["head.weight"] - guessing.model.params["head.weight"]
