@@ -27,7 +27,7 @@ from rwkv_es.config.options import FIELDS, OPTIONS, Config, build
 from rwkv_es.model.batch import choose_blas_mode
 from rwkv_es.run.launcher import LOST, said_once, under_launcher
 from rwkv_es.system.errors import ClusterError, ConfigError, RwkvEsError, Terminated, in_plain_words
-from rwkv_es.system.streams import lost_output, make_unfailing
+from rwkv_es.system.streams import lost_output, make_unfailing, waiting
 from rwkv_es.system.texts import printable
 
 
@@ -139,7 +139,8 @@ def _run(verb: str, argv: Sequence[str]) -> Config | None:
         _note(f"no model is named, so the embedded one is trained by its recipe: --config {recipe}")
     if verb in ("train", "resume"):
         return config
-    run = _verb(verb)
+    with waiting("starting"):
+        run = _verb(verb)
     _use_threads(config)
     run(config)
     return None
@@ -228,9 +229,10 @@ def _use_threads(config: Config) -> None:
 
 def _train(config: Config) -> None:
     """Train; leave the best weights, exported, and a report in the run folder."""
-    from rwkv_es.measure.page import write_report
-    from rwkv_es.verbs.export import export
-    from rwkv_es.verbs.train import train
+    with waiting("starting"):  # torch takes seconds
+        from rwkv_es.measure.page import write_report
+        from rwkv_es.verbs.export import export
+        from rwkv_es.verbs.train import train
 
     _use_threads(config)
     folder = train(config)

@@ -29,6 +29,7 @@ from rwkv_es.reward.adapters import Answer, Scorer
 from rwkv_es.reward.pool import RewardPool, bounds_of
 from rwkv_es.reward.sheet import Scores
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.system.streams import waiting
 from rwkv_es.system.texts import without_surrogates
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.prompts import Prompting, prompt_of, reference_of, template_of
@@ -115,9 +116,10 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
         ConfigError, CheckpointError: it cannot be loaded, or the device cannot be used.
     """
     is_int8 = config.quantize == "int8"
-    path, base, model = load_base(
-        config.model, dtype=config.dtype, device=config.device, is_int8=is_int8, state=config.state
-    )
+    with waiting(f"loading {config.model}"):
+        path, base, model = load_base(
+            config.model, dtype=config.dtype, device=config.device, is_int8=is_int8, state=config.state
+        )
     return path, base, model._replace(state_dtype=torch.float16 if config.state_dtype == "fp16" else torch.float32)
 
 

@@ -117,7 +117,7 @@ def screen(standing: Standing, rows: Sequence[Mapping[str, Any]], width: int, an
     from rich.text import Text
 
     is_wide = width >= 100
-    chart_width = max(20, (width // 2 if is_wide else width) - 18)
+    chart_width = max(20, width // 2 - 18 if is_wide else width - 16)
     charts = [
         Panel(Text(curve(series(rows, name), chart_width, 6)), title=title, width=chart_width + 16)
         for title, name in (("reward of the members", "reward_mean"), ("held-out reward", "eval/reward"))
@@ -152,7 +152,7 @@ def time_left(standing: Standing, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _latest(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    values = series(rows, name)
-    if not values:
+    if not (values := series(rows, name)):
         return ""
-    return f"{values[-1] / 1e9:.2f}" if name.endswith("_bytes") else f"{values[-1]:,.4g}"
+    last = values[-1] / 1e9 if name.endswith("_bytes") else values[-1]
+    return f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.4g}"

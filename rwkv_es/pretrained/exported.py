@@ -21,6 +21,7 @@ from rwkv_es.pretrained.tokenizer import json_beside
 from rwkv_es.pretrained.written import check_written
 from rwkv_es.system.errors import CheckpointError, ConfigError
 from rwkv_es.system.files import sync, writing
+from rwkv_es.system.streams import waiting
 
 _SUFFIXES = (".pth", ".safetensors")
 _TOKENIZER, _STATE = ".tokenizer.json", "-state.pth"  # ends of the names beside an export
@@ -60,7 +61,7 @@ def export_params(
     tokenizer = tokenizer or json_beside(base)
     layout, state_names = _layout(params, base)
     files = files_of(out, tokenizer, has_state=bool(state_names))
-    with replacing(files), writing(out):
+    with replacing(files), waiting(f"writing {out.name}"), writing(out):
         weights = {name: _fit(name, params[name], like, was_rounded) for name, like in layout.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(out, weights, partial(check_written, params=weights))
@@ -95,7 +96,7 @@ def export_directory(
         shutil.rmtree(place, ignore_errors=True)  # what a crash has left
         place.mkdir(parents=True)
     try:
-        with writing(out):
+        with waiting(f"writing {out.name}"), writing(out):
             if is_directory(base):
                 write_like(base, weights, place)
             else:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rwkv_es import __version__
 from rwkv_es.system import files
 from rwkv_es.system.errors import CheckpointError
+from rwkv_es.system.streams import waiting
 
 if TYPE_CHECKING:  # torch comes in where weights do: who looks at a run does not wait for it
     from rwkv_es.pretrained.checkpoint import Params
@@ -50,7 +51,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, keep: int, best_score: float
     """
     target = _folder_of(folder, snapshot.step)
     partial = target.with_name(f".partial-{snapshot.step}")
-    with files.writing(target):
+    with waiting(f"snapshot of step {snapshot.step}"), files.writing(target):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         with files.whole_or_gone(partial):

@@ -5,7 +5,11 @@ import io
 import os
 import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+from rwkv_es.system.texts import printable
 
 
 class _Unfailing(io.RawIOBase):
@@ -77,3 +81,18 @@ def lost_output() -> str:
     raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
     error = raw.error if isinstance(raw, _Unfailing) else None
     return "" if error is None or error.errno == errno.EPIPE else os.strerror(error.errno or 0)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on stderr, if that is a terminal, what is under way and for how long; nothing in pipes and logs."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        bar.add_task(printable(text), total=None)
+        yield

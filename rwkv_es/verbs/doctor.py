@@ -37,6 +37,7 @@ from rwkv_es.session import (
     open_session,
 )
 from rwkv_es.system.errors import ConfigError
+from rwkv_es.system.streams import waiting
 from rwkv_es.task.mixture import draw, refuse_too_few
 from rwkv_es.task.splits import say_splits
 from rwkv_es.task.task import SPLITS, Problem
@@ -70,7 +71,7 @@ def doctor(config: Config) -> dict[str, Any]:
     session = examined_alone(session, ES.of(config, session.model, session.base).ask(range(1)).factors)
     refuse_too_few(session.task, config.prompts)
     say_splits(session.task)
-    with open_scorers(config) as scorers, open_environments(config, session) as session:
+    with open_scorers(config) as scorers, open_environments(config, session) as session, waiting("asking the model"):
         findings = examine(config, session, scorers)
     result = summary(config, findings)
     result["warnings"] += context_warnings(session, findings.gold)

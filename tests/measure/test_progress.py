@@ -8,9 +8,11 @@ import sys
 from places import ROOT
 
 from rwkv_es.measure.progress import progress
+from rwkv_es.system.streams import waiting
 
 CODE = """
 from rwkv_es.measure.progress import progress
+from rwkv_es.system.streams import waiting
 with progress("step 3", 8) as advance:
     advance(5)
 print("done")
@@ -49,3 +51,27 @@ def test_a_bar_is_shown_on_a_terminal():
 def test_only_one_of_several_processes_shows_it():
     shown, out = on_a_terminal(CODE.replace('"step 3", 8', '"step 3", 8, False'))
     assert shown == "" and out == "done\n"
+
+
+WAITING = """
+from rwkv_es.system.streams import waiting
+with waiting("loading [bold]\\\\x1bc"):
+    print("out")
+print("done")
+"""
+
+
+def test_what_takes_long_is_named_on_a_terminal_and_stdout_stays_as_it_is(capsys, monkeypatch):
+    shown, out = on_a_terminal(WAITING)
+    assert "loading [bold]" in shown and "\x1bc" not in shown and out == "out\ndone\n"
+    monkeypatch.setenv("RANK", "1")
+    assert on_a_terminal(WAITING) == ("", "out\ndone\n")
+    with waiting("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_says_at_once_that_it_starts_and_what_it_loads(tmp_path):
+    code = f"import rwkv_es.cli as c; c.main(['train', '--steps', '0', '--eval-every', '0', '--run', {str(tmp_path / 'run')!r}])"
+    shown, _ = on_a_terminal(code)
+    assert shown.index("starting") < shown.index("loading ")

@@ -70,10 +70,11 @@ def test_a_line_that_lacks_numbers_is_left_out():
 def test_the_screen_fits_any_width_and_shows_the_newest_numbers(tmp_path, width):
     folder = write_run(tmp_path / "run", rising(3))
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(screen(standing_of(folder), read_metrics(folder), width))
+    rows = [*read_metrics(folder), {"tokens_per_s": 12_345.4}]
+    console.print(screen(standing_of(folder), rows, width))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= width
-    assert "step 3 of 4" in shown and "0.3" in shown and "held-out accuracy" in shown
+    assert "step 3 of 4" in shown and "0.3" in shown and "held-out accuracy" in shown and "12,345" in shown
 
 
 @pytest.mark.parametrize("command", [["watch", "run"], ["report", "run"], ["runs", "."], ["clean", "run", "--yes"]])
