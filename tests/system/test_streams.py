@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from folders import write_run
 
 PRINTING = """
 import logging, sys, warnings
@@ -80,6 +81,17 @@ def test_a_command_whose_output_is_lost_says_so_and_one_whose_reader_has_enough_
     done, _ = run(tmp_path, COMMAND, ["tasks"], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [(["chat", "tiny"], 0, b""), (["clean", "run", "--all"], 2, b"nobody is there to be asked; --yes removes it")],
+)
+def test_a_command_that_asks_takes_a_closed_input_for_its_end(tmp_path, words, code, said):
+    write_run(tmp_path / "run")
+    close = {"preexec_fn": lambda: os.close(0), "cwd": tmp_path}
+    done, _ = run(tmp_path, COMMAND, words, stderr=subprocess.PIPE, **close)
+    assert done.returncode == code and said in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_a_training_ends_well_whatever_becomes_of_its_lines(tmp_path):
