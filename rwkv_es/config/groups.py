@@ -18,7 +18,11 @@ class ModelOptions:
     """Model."""
 
     model: str = option(
-        "tiny", 'checkpoint (.pth or .safetensors), a run\'s folder, or "tiny": the embedded one', _ALL, paths="one"
+        "tiny",
+        "checkpoint (.pth or .safetensors), Hugging Face directory, hf:OWNER/NAME/FILE.pth or hf:OWNER/NAME of the "
+        "hub, a run's folder, or an embedded one: tiny, tiny-guess",
+        _ALL,
+        paths="one",
     )
     tokenizer: str = option(
         "auto", '"auto" (a tokenizer.json beside the model, else World), "world", or a JSON file', _ALL, paths="one"

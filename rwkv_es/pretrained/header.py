@@ -14,6 +14,7 @@ from rwkv_es.model.layout import HEAD_SIZE, Arch, check_shapes, infer, refuse_ot
 from rwkv_es.pretrained import huggingface
 from rwkv_es.pretrained.formats import check_archive, kind_of
 from rwkv_es.system.errors import CheckpointError, ConfigError
+from rwkv_es.system.hub import HUB, fetched
 from rwkv_es.system.texts import shown
 
 LARGEST_HEADER = 1 << 26  # bytes: names and shapes of a model of a few thousand tensors take less than one
@@ -62,13 +63,15 @@ SIZES = {  # of the released World models; ranks of w, a, v, g
 def resolve(model: str) -> Path:
     """Return the file or Hugging Face directory that a model name means; ".pth" may be left out.
 
-    "tiny" and "tiny-guess" are embedded.
+    "tiny" and "tiny-guess" are embedded; what begins with "hf:" is fetched from the hub.
 
     Raises:
         CheckpointError: there is no such file.
     """
     if model in EMBEDDED:
         return EMBEDDED[model]
+    if model.startswith(HUB):
+        return fetched(model)
     if huggingface.is_directory(Path(model)):
         return Path(model)
     for path in (model, model + ".pth"):
