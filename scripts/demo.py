@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import rwkv_es
-from rwkv_es.measure.curve import curve, series
 from rwkv_es.measure.page import write_report
 from rwkv_es.run.ledger import read_metrics
+from rwkv_es.system.curve import curve, series
 
 TINY = Path(rwkv_es.__file__).parent / "tiny"
 BASE, RECIPE = TINY / "rwkv7-tiny.pth", TINY / "recipe.yaml"

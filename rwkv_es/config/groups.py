@@ -227,6 +227,7 @@ class RunOptions:
         "export",
         choices=("auto", "pth", "safetensors", "hf"),
     )
+    push: str = option("", "repository of the hub that it goes to as well, with a model card: OWNER/NAME", "export")
     step: int = option(-1, "number of steps taken (replay: -1 verifies every step)", "replay fork")
     out: str = option("", "output file; fork: the new run's folder", "eval export fork", paths="one")
 

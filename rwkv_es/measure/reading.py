@@ -9,6 +9,7 @@ from rwkv_es.run.identity import read_config
 from rwkv_es.run.ledger import HELD_OUT, Best, best_weights, held_out, read_metrics
 from rwkv_es.system.files import is_count, is_finite, read_sound_lines
 from rwkv_es.system.lock import holder
+from rwkv_es.system.texts import text_of
 
 MOST_ROWS = 4000  # of metrics: longer runs are thinned, evaluations never
 _MOST_STEPS, _MOST_EVALUATIONS, _MOST_CHARS = 150, 8, 20000  # whose answers are shown; of a text
@@ -68,7 +69,7 @@ def run_data(folder: Path, name: str) -> dict[str, Any]:
         **{axis: [values[i] for i in kept] for axis, values in axes(rows).items()},
         "series": curves([rows[i] for i in kept]),
         "samples": list(chosen_samples(read_sound_lines(folder / "samples.jsonl"))),
-        "options": {key: _text(value) for key, value in options.items() if key != PROVENANCE},
+        "options": {key: text_of(value) for key, value in options.items() if key != PROVENANCE},
     }
 
 
@@ -137,9 +138,3 @@ def spread(values: Sequence[int], most: int) -> set[int]:
     if len(values) <= most:
         return set(values)
     return {values[i * (len(values) - 1) // (most - 1)] for i in range(most)}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={_text(part)}" for name, part in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

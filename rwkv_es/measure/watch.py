@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_es.measure.console import held_out_line, step_line
-from rwkv_es.measure.curve import curve, series
 from rwkv_es.measure.reading import Standing, newest, standing_of, turns_of
 from rwkv_es.run.ledger import read_metrics
+from rwkv_es.system.curve import curve, series
 from rwkv_es.system.texts import printable
 
 LOOK_S = 1.0

@@ -1,6 +1,8 @@
 """Checkpoints of the Hugging Face hub: downloaded once, with progress, and kept in its cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rwkv_es.system.errors import CheckpointError
 
@@ -19,10 +21,7 @@ def fetched(name: str) -> Path:
     place, _, file = rest.partition("/")
     if not (owner and place):
         raise CheckpointError(f"a model of the hub is written hf:OWNER/NAME/FILE.pth or hf:OWNER/NAME; got {name!r}")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError(f"{name} is fetched by huggingface_hub: pip install huggingface_hub") from None
+    huggingface_hub = _library(name)
     repo = f"{owner}/{place}"
     try:
         if file:
@@ -36,3 +35,32 @@ def fetched(name: str) -> Path:
         raise CheckpointError(f"{name} cannot be fetched ({reason}); mind its spelling and the network") from None
     named = f"name one of its files: {', '.join(f'{HUB}{repo}/{each}' for each in files[:_MOST_NAMED])}"
     raise CheckpointError(f"{name} is no Hugging Face directory; {named if files else 'it has no .pth either'}")
+
+
+def pushed(repo: str, paths: Sequence[Path], card: str) -> str:
+    """Upload files, or a directory's, and a model card to a repository, which is made if it is not there.
+
+    Raises:
+        CheckpointError: the hub does not take them; what was uploaded stays there.
+    """
+    try:
+        hub = _library(repo).HfApi()
+        hub.create_repo(repo, exist_ok=True)
+        for path in paths:
+            if path.is_dir():
+                hub.upload_folder(repo_id=repo, folder_path=str(path))
+            else:
+                hub.upload_file(repo_id=repo, path_or_fileobj=str(path), path_in_repo=path.name)
+        hub.upload_file(repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{repo} was not published ({reason}); the files stay here; is HF_TOKEN set?") from None
+    return f"{HUB}{repo}"
+
+
+def _library(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(f"{name} needs the hub's library: pip install huggingface_hub") from None
+    return huggingface_hub

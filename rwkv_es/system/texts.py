@@ -4,6 +4,7 @@ import os
 import re
 import reprlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,10 @@ def size(num_bytes: float) -> str:
         num_bytes /= 1000
     digits = 0 if unit == "B" or num_bytes >= 99.95 else 1 if num_bytes >= 9.995 else 2
     return f"{num_bytes:.{digits}f} {unit}"
+
+
+def text_of(value: Any) -> str:
+    """Write an option's value as people do."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={text_of(part)}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

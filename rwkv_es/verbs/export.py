@@ -8,6 +8,7 @@ import torch
 
 from rwkv_es.config.options import PROVENANCE, Config
 from rwkv_es.es.update import checksum
+from rwkv_es.measure.card import publish
 from rwkv_es.pretrained import checkpoint
 from rwkv_es.pretrained.exported import (
     export_directory,
@@ -49,8 +50,7 @@ def export(config: Config) -> Path:
     snapshot = _choose(run, config.weights) or _before_training(base, sha256, options.get("state", ""))
     if snapshot.params["emb.weight"].dtype == torch.int8:
         _refuse_another_base(base, sha256, "the run's int8 weights are steps from")
-    held = made_with.get(ENGINE_DTYPE) or ("float32" if options.get("dtype") == "fp32" else "")
-    was_rounded = held != "float32"
+    was_rounded = made_with.get(ENGINE_DTYPE, "float32" if options.get("dtype") == "fp32" else "") != "float32"
     if config.format == "hf":
         written = export_directory(snapshot.params, base, out, tokenizer=tokenizer, was_rounded=was_rounded)
     else:
@@ -60,6 +60,7 @@ def export(config: Config) -> Path:
         )
     for path in written:
         print(f"wrote {path} (weights after {snapshot.step} steps)")
+    publish(config.push, run, written, snapshot.step)
     return out
 
 

@@ -1,7 +1,11 @@
 """Models by their names on the hub, by a stand-in that serves a local folder as huggingface_hub's functions do."""
 
+import hashlib
+import json
+import re
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -10,6 +14,7 @@ from places import ROOT
 from rwkv_es.cli import main
 from rwkv_es.pretrained.header import resolve
 from rwkv_es.system.errors import CheckpointError
+from rwkv_es.system.hub import pushed
 
 TINY = ROOT / "rwkv_es" / "tiny"
 
@@ -34,9 +39,21 @@ def hub(tmp_path, monkeypatch):
 
     module = ModuleType("huggingface_hub")
     module.hf_hub_download, module.snapshot_download = download, snapshot
-    module.HfApi = lambda: SimpleNamespace(
-        list_repo_files=lambda repo: sorted(p.name for p in (shelves / repo).iterdir())
-    )
+    sent = {}
+
+    def create(repo, exist_ok):
+        if not repo.startswith("me/"):
+            raise OSError("401: no token\nmore lines")
+        sent.setdefault(repo, {})
+
+    def upload(repo_id, path_or_fileobj, path_in_repo):
+        is_path = isinstance(path_or_fileobj, str)
+        sent[repo_id][path_in_repo] = Path(path_or_fileobj).read_bytes() if is_path else path_or_fileobj
+
+    def names(repo):
+        return sorted(path.name for path in (shelves / repo).iterdir())
+
+    module.HfApi = lambda: SimpleNamespace(list_repo_files=names, create_repo=create, upload_file=upload)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     for repo, files in (
         ("BlinkDL/rwkv7-g1", ("a.pth", "b.pth")),
@@ -45,7 +62,7 @@ def hub(tmp_path, monkeypatch):
         (shelves / repo).mkdir(parents=True)
         for file in files:
             shutil.copy(TINY / "rwkv7-tiny.pth", shelves / repo / file)
-    return SimpleNamespace(cache=cache, asked=asked)
+    return SimpleNamespace(cache=cache, asked=asked, sent=sent)
 
 
 def test_a_file_is_fetched_and_used_like_any_other(hub, capsys):
@@ -82,3 +99,47 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
         resolve("hf:BlinkDL/rwkv7-g1/a.pth")
+
+
+def test_an_export_goes_to_the_hub_with_a_card_that_says_what_it_is(hub, tmp_path, capsys):
+    """Accuracies 2 and 5 of 8: Wilson's intervals by hand from its formula with z = 1.959964."""
+    run, out = tmp_path / "run", tmp_path / "tuned.pth"
+    options = [
+        "--steps",
+        "2",
+        "--population",
+        "8",
+        "--prompts",
+        "2",
+        "--eval-every",
+        "2",
+        "--eval-size",
+        "8",
+        "--targets",
+    ]
+    assert (
+        main(["train", "--model", "tiny", "--run", str(run), "--threads", "1", *options, "head.weight=5,matrices=1"])
+        == 0
+    )
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "eval/accuracy" in row:
+            row["eval/accuracy"] = 0.25 if row["step"] == 0 else 0.625
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["export", str(run), "--weights", "last", "--out", str(out), "--push", "me/tuned"]) == 0
+    assert "published hf:me/tuned" in capsys.readouterr().out
+    sent = hub.sent["me/tuned"]
+    assert sent["tuned.pth"] == out.read_bytes() and set(sent) == {"tuned.pth", "tuned.tokenizer.json", "README.md"}
+    card = sent["README.md"].decode()
+    assert "| 0 | 25.0% | 7.1% to 59.1% | 8 |\n| 2 | 62.5% | 30.6% to 86.3% | 8 |" in card
+    assert hashlib.sha256((run / "ledger.jsonl").read_bytes()).hexdigest() in card
+    assert hashlib.sha256((TINY / "rwkv7-tiny.pth").read_bytes()).hexdigest() in card and "`rwkv7-tiny`" in card
+    assert re.search(r"^rwkv-es train .*--steps 2.* --targets head.weight=5,matrices=1", card, re.MULTILINE)
+    assert str(tmp_path) not in card
+
+
+def test_what_the_hub_refuses_is_a_sentence(hub, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"was not published \(401: no token\); the files stay here; is HF_TOKEN set"
+    ):
+        pushed("them/model", [], "")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rwkv_es.measure.curve import curve, series
+from rwkv_es.system.curve import curve, series
 
 
 def test_series_leaves_out_what_is_not_a_number():
