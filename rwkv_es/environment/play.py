@@ -3,18 +3,16 @@
 import contextlib
 import inspect
 import os
-import traceback
 from collections.abc import Callable
 from enum import Enum
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from rwkv_es.reward.values import awaited, number
-from rwkv_es.system.errors import cause
+from rwkv_es.system.errors import cause, own_traceback
 from rwkv_es.task.task import Problem
 from rwkv_es.task.turns import Done, Reply
 
-MAX_ERROR_CHARS = 4000
 _MOST_CHARS_SHOWN = 100_000  # of a reply
 Speak = Callable[[str], Any]  # the form that all environments are brought to
 
@@ -176,6 +174,6 @@ def _answered(game: Game, text: Answer) -> Said:
 def _failure(error: BaseException) -> Said:
     said = cause(error)
     try:
-        return failed(traceback.format_exc()[-MAX_ERROR_CHARS:], said)
-    except Exception:  # noqa: BLE001  out of memory again, or the error cannot be written
+        return failed(own_traceback(error), said)
+    except MemoryError:  # again
         return failed(said, said)

@@ -120,3 +120,16 @@ def test_an_environment_is_closed_once():
     game.close()
     assert Counting.closed == 1
     Game(always(""), PROBLEM, 100).close()  # it was never made
+
+
+def test_a_failure_is_told_in_the_users_own_frames():
+    def broken(problem):
+        raise ValueError("no such level")
+
+    said = Game(broken, PROBLEM, 9).answer("x")
+    assert (
+        said.error.splitlines()[0].startswith(f'File "{__file__}", line ') and "rwkv_es/environment" not in said.error
+    )
+    assert said.error.endswith("ValueError: no such level") and said.cause.startswith("ValueError: no such level (")
+    wrong = Game(lambda problem: Counting, PROBLEM, 9).answer("x")
+    assert wrong.is_over and "\n" not in wrong.error and wrong.error.startswith("TypeError: ")
