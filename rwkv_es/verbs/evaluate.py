@@ -29,7 +29,7 @@ from rwkv_es.session import (
 )
 from rwkv_es.system import tables
 from rwkv_es.system.errors import ConfigError
-from rwkv_es.system.files import append, refuse_existing
+from rwkv_es.system.files import line, refuse_existing, replace, writing
 from rwkv_es.system.texts import printable
 from rwkv_es.task.splits import problems_to_ask, say_division
 from rwkv_es.task.task import EvaluationSet, Problem, Task
@@ -51,12 +51,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     if config.out:
         refuse_existing(Path(config.out))
     judgements, result = judged(config)
-    if config.out:
-        _write_samples(config.out, judgements)
     num_models = 1 + bool(config.base)
     for place, of_set in enumerate(result["sets"].values() if config.eval_sets else [result]):
         show(config, judgements[num_models * place : num_models * (place + 1)], of_set)
     print(json.dumps(result))
+    if config.out:
+        rows = (row for judgement in judgements for row in _samples(judgement))
+        with writing(Path(config.out)):
+            replace(Path(config.out), "".join(map(line, rows)))
     return result
 
 
@@ -166,10 +168,6 @@ def generate(config: Config) -> list[str]:
     print(printable(text) if sys.stdout.isatty() else text)
     watch_unperturbed(count(answers), session.base_path.name)
     return answers.texts
-
-
-def _write_samples(path: str, judgements: Sequence[Judgement]) -> None:
-    append(Path(path), [row for judgement in judgements for row in _samples(judgement)])
 
 
 def _samples(judgement: Judgement) -> Iterator[dict[str, Any]]:

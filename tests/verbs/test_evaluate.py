@@ -204,3 +204,18 @@ def test_another_initial_state_is_refused(tmp_path, change, words):
     torch.save(wrong, tmp_path / "state.pth")
     with pytest.raises(CheckpointError, match=words):
         evaluate.generate(Config(state=str(tmp_path / "state.pth"), prompt="3 7 10=24:", **FAST))
+
+
+def test_what_was_found_is_shown_though_its_samples_find_no_room(tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in FAST.items()]
+    out = tmp_path / "samples.jsonl"
+    argv = ["eval", "tiny", "--task=countdown_mini", "--eval-size=2", "--reward-workers=0", f"--out={out}", *options]
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["problems"] == 2
+    assert f"cannot write {out} (No space left on device); make room there" in said.err
+    assert not any(tmp_path.iterdir())
