@@ -203,6 +203,6 @@ def _readable_os_errors(what: str, then: str) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Say why a file could not be written; torch speaks of positions in its archive."""
     said = str(error).strip().partition("\n")[0]
-    is_archive = isinstance(error, RuntimeError) and "inline_container" in said
+    is_cut = isinstance(error, RuntimeError) and "unexpected pos" in said
     cut = "not all of it found room: the disk is full, or the file larger than it may be"
-    return getattr(error, "strerror", None) or (cut if is_archive else said)
+    return getattr(error, "strerror", None) or (cut if is_cut else said.rpartition("strerror: ")[2])

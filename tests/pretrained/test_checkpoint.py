@@ -523,6 +523,23 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, params, monkeypatch, 
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.pth"]
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (". unexpected pos 64 vs 0", "not all of it found room: the disk is full, or the file larger than it may be"),
+        (". open file failed with strerror: Read-only file system", "Read-only file system"),
+    ],
+)
+def test_what_torch_says_of_its_archive_is_said_in_words(tmp_path, params, monkeypatch, said, words):
+    def failing(*_):
+        raise RuntimeError(f"[enforce fail at inline_container.cc:672] {said}")
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path / "model.pth", params)
+    assert str(caught.value).startswith(f"cannot write {tmp_path}/model.pth ({words}); ")
+
+
 def test_a_folder_that_is_not_there(tmp_path, params):
     with pytest.raises(CheckpointError, match="cannot write"):
         save(tmp_path / "none" / "model.pth", params)
