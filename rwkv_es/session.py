@@ -115,10 +115,9 @@ def open_model(config: Config) -> tuple[Path, Params, Model]:
     Raises:
         ConfigError, CheckpointError: it cannot be loaded, or the device cannot be used.
     """
-    is_int8 = config.quantize == "int8"
     with waiting(f"loading {config.model}"):
         path, base, model = load_base(
-            config.model, dtype=config.dtype, device=config.device, is_int8=is_int8, state=config.state
+            config.model, dtype=config.dtype, device=config.device, quantize=config.quantize, state=config.state
         )
     return path, base, model._replace(state_dtype=torch.float16 if config.state_dtype == "fp16" else torch.float32)
 

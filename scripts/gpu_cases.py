@@ -21,11 +21,13 @@ from rwkv_es.es.strategy import ES
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.gpu import engine as gpu
 from rwkv_es.gpu import trial as gpu_trial
+from rwkv_es.model import fp8
 from rwkv_es.model.batch import agreeing
 from rwkv_es.model.forward import Model, draw_factors
 from rwkv_es.model.sampler import SamplingParams, sample
 from rwkv_es.model.weights import Factors
 from rwkv_es.noise.factors import StepNoise, gpu_kernels, hash_key, normal_table, table_values
+from rwkv_es.system.errors import ConfigError
 
 _HOT = SamplingParams(seed=1, temperature=1.0)
 _US = {
@@ -135,6 +137,25 @@ def ticks(bench: Bench) -> None:
                 bench.say("ticks", f"memory, {rows} rows, {state}", peak, "GB")
             del factors
         del model
+
+
+def in_fp8(bench: Bench) -> None:
+    """The same with the blocks' products in fp8 (--quantize fp8), states in fp16; and how far logits move."""
+    exact, rows = bench.model(state=torch.float16), max(bench.rows)
+    model = exact._replace(is_fp8=True)
+    try:
+        fp8.refuse(bench.device, model.like.dtype)
+    except ConfigError as error:
+        bench.say("fp8", str(error), 0, "")
+        return
+    text = range(1, 17)
+    expected, found = exact.logits(text), model.logits(text)
+    error = float((found - expected).norm() / expected.norm())
+    bench.say("fp8", "logits against bf16, relative", error, "", predicted="0.006-0.04")
+    factors = draw_factors(bench.noise(model), model, range(max(rows // 2, 1)))
+    seconds = _tick(bench, model, factors, (rows, SamplingParams()))
+    predicted = 33 if (rows, bench.rank) == (1024, 1) else None
+    bench.say("fp8", f"a tick, {rows} rows, rank {bench.rank}", 1e3 * seconds, "ms", predicted=predicted)
 
 
 def _tick(bench: Bench, model: Model, factors: Factors | None, asked: tuple[int, SamplingParams]) -> float:
@@ -262,5 +283,5 @@ def compile_(bench: Bench) -> None:
 CASES: dict[str, Callable[[Bench], None]] = {
     **{"check": check, "ceilings": ceilings, "products": products, "kernels": of_kernels, "ticks": ticks},
     **{"update": update, "noise": noise, "sampling": sampling, "step": step, "memory": memory, "tiny": tiny},
-    **{"host": host, "compile": compile_},
+    **{"fp8": in_fp8, "host": host, "compile": compile_},
 }

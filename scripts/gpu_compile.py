@@ -77,12 +77,12 @@ def report(architecture: str, sizes: Sizes) -> list[dict[str, Any]]:
         return call
 
     JITFunction.__getitem__ = compile_only
-    call_all(sizes)
+    call_all(sizes, has_fp8=architecture == "sm_90")
     return found
 
 
-def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
-    """Call each kernel with operands of these sizes."""
+def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu", *, has_fp8: bool = False) -> None:
+    """Call each kernel with operands of these sizes; has_fp8: those too that need a GPU with fp8."""
     for call in calls_of(sizes, rows, device).values():
         call()
 
@@ -96,6 +96,8 @@ def call_all(sizes: Sizes, rows: int = 8, device: str = "cpu") -> None:
     values = torch.zeros(4096, device=device)
     noise_kernels.round_to_bf16(values.bfloat16(), values, 0, 1, (2, 3))
     noise_kernels.move_on_grid(values.to(torch.int8), values, 0, 1, (2, 3))
+    if has_fp8:
+        noise_kernels.round_to_fp8(of(rows, sizes.ffn), of(rows, sizes.ffn).to(torch.float8_e4m3fn), of(rows))
 
 
 def calls_of(sizes: Sizes, rows: int, device: str) -> dict[str, Callable[[], None]]:

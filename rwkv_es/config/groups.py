@@ -42,9 +42,9 @@ class ModelOptions:
     )
     quantize: str = option(
         "none",
-        "int8: large matrices in 8 bits, steps rounded stochastically to their grid",
+        "int8: large matrices in 8 bits, steps go onto their grid at random; fp8: the blocks' products in 8 bits",
         _ASK,
-        choices=("none", "int8"),
+        choices=("none", "int8", "fp8"),
         on_resume="same",
     )
     state_dtype: str = option(

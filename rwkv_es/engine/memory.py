@@ -220,8 +220,9 @@ def _scratch(arch: Arch, load: Load, rows: int) -> int:
     if load.engine == "numba":
         return 4 * (load.threads * min(_ROWS_PER_BLOCK, padded(-(-rows // load.threads), ROWS_AT_ONCE)) * row + vectors)
     if load.engine == "triton":
-        turned = arch.n_embd * arch.n_ffn if load.quantize == "int8" else 0  # a matrix at a time
-        return BYTES[load.dtype] * (rows * (row + 3 * arch.n_embd) + vectors + turned)
+        turned = {"int8": arch.n_embd * arch.n_ffn, "fp8": arch.n_layer * arch.n_embd * (2 * arch.n_embd + arch.n_ffn)}
+        row += 3 * arch.n_embd  # int8: a matrix at a time in bf16; fp8: a copy of all in one byte
+        return BYTES[load.dtype] * (rows * row + vectors + turned.get(load.quantize, 0))
     return rows * _TORCH_ROW * arch.n_embd * BYTES[load.dtype]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Texts, Work, layout_of
 from rwkv_es.model.forward import Model, State
-from rwkv_es.model.layers import Matrix, layer_params, pack, share_block_
+from rwkv_es.model.layers import layer_params, matrix_of, pack, share_block_
 from rwkv_es.model.weights import Factors
 
 _ALIGNED = 16  # values: factors are read 16 bytes at a time
@@ -63,10 +63,8 @@ def what_is_missing() -> str:
 def made(model: Model, i: int, buffer: Tensor) -> Layer:
     """Collect the parameters of layer i; int8 matrices are turned back in the buffer, one at a time."""
     *vectors, matrices = layer_params(model.params, i, MATRICES)
-    scales = [model.scales.get(f"blocks.{i}.{name}") for name in MATRICES]
-    scales = [scale if scale is None else scale.to(model.like.dtype) for scale in scales]
-    turned = (None if m is None else Matrix(m, scale, buffer) for m, scale in zip(matrices, scales))
-    return Layer(LayerVectors(*vectors), tuple(turned), i == 0)
+    found = (None if m is None else matrix_of(model, f"blocks.{i}.{n}", m, buffer) for n, m in zip(MATRICES, matrices))
+    return Layer(LayerVectors(*vectors), tuple(found), i == 0)
 
 
 def packed(model: Model, factors: Factors | None, i: int) -> Perturbation:

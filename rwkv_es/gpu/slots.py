@@ -15,7 +15,7 @@ from rwkv_es.gpu import loop_kernels as kernels
 from rwkv_es.gpu.operands import Reading, Texts
 from rwkv_es.model import penalties
 from rwkv_es.model.batch import MULTIPLES, padded
-from rwkv_es.model.forward import Model, State, new_state, reset_rows_
+from rwkv_es.model.forward import Model, State, new_state, reset_rows_, unperturbed
 from rwkv_es.model.sampler import largest, sample
 from rwkv_es.model.weights import Factors, Weights
 from rwkv_es.noise.factors import hash_key
@@ -243,7 +243,7 @@ class GpuSlots:
 
     def _weights(self, rows: slice | Tensor) -> Weights:
         model = self.engine.model
-        weights = Weights(model.params, scales=model.scales)
+        weights = unperturbed(model)
         if self.factors is None:
             return weights
         return weights._replace(factors=self.factors, direction=self.slots.direction, sign=self.slots.sign).rows(rows)

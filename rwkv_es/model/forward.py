@@ -25,6 +25,7 @@ class Model(NamedTuple):
     scales: Mapping[str, Tensor] = {}  # of the matrices held as int8: (o,) fp32
     state_dtype: torch.dtype = torch.float32  # how rows' states are stored, fp32 or fp16
     source: Path | None = None  # the file that it was loaded from
+    is_fp8: bool = False  # whether the blocks' matrices are multiplied in fp8; see `model.fp8`
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Read a text, its tokens one after the other, and return the logits of what follows: (T,) -> (V,) fp32."""
@@ -90,13 +91,13 @@ def draw_factors(noise: StepNoise, model: Model, directions: range) -> Factors:
 
 def unperturbed(model: Model) -> Weights:
     """Return the weights as they are."""
-    return Weights(model.params, scales=model.scales)
+    return Weights(model.params, scales=model.scales, is_fp8=model.is_fp8)
 
 
 def perturb(model: Model, factors: Factors, members: Tensor) -> Weights:
     """Return the weights as rows of `members` (S,) int64 see them."""
     signs = sign(members).to(model.like.dtype)
-    return Weights(model.params, factors, members // 2 - factors.first, signs, model.scales)
+    return Weights(model.params, factors, members // 2 - factors.first, signs, model.scales, model.is_fp8)
 
 
 def reset_rows_(state: State, weights: Weights, rows: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rwkv_es.model import fp8
 from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 from rwkv_es.model.weights import Factors
@@ -33,9 +34,13 @@ class Matrix(NamedTuple):
     values: Tensor  # (in,out), a view
     scale: Tensor | None  # (out,): of a matrix held as int8
     buffer: Tensor | None  # where it is turned into the dtype of x, one matrix at a time
+    rounded: fp8.Rounded | None = None  # as (out,in): what is multiplied instead
 
     def times_(self, x: Tensor, out: Tensor) -> None:
         """Set out (S,out) to x @ values; 8 bits are exact in bf16, their scale comes after the sum."""
+        if self.rounded is not None:
+            fp8.times(x, self.rounded, out)
+            return
         if self.scale is None or self.buffer is None:
             torch.mm(x, self.values, out=out)
             return
@@ -45,11 +50,18 @@ class Matrix(NamedTuple):
 
     def add_(self, x: Tensor, to: Tensor, free: Tensor) -> None:
         """Add x @ values to what is in `to` (S,out); free (S,out) may be overwritten."""
-        if self.scale is None:
+        if self.scale is None and self.rounded is None:
             torch.addmm(to, x, self.values, out=to)
         else:
             self.times_(x, free)
             to.add_(free)
+
+
+def matrix_of(model: Model, name: str, values: Tensor, buffer: Tensor) -> Matrix:
+    """Return a matrix of a layer, values (in,out), as rows are multiplied with it."""
+    scale, is_large = model.scales.get(name), name.endswith(".weight")
+    rounded = fp8.rounded(values.t()) if model.is_fp8 and is_large else None
+    return Matrix(values, None if scale is None else scale.to(model.like.dtype), buffer, rounded)
 
 
 class PackedFactors(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rwkv_es.model import int8
+from rwkv_es.model import fp8, int8
 from rwkv_es.model.layout import Params
 from rwkv_es.noise.lowrank import HAS_OUT_DTYPE, low_rank
 
@@ -45,6 +45,7 @@ class Weights(NamedTuple):
     direction: Tensor | None = None  # (S,) int64: a row's place among the factors' directions
     sign: Tensor | None = None  # (S,): +1, -1, or 0 for a row under no perturbation
     scales: Mapping[str, Tensor] = {}  # of the matrices held as int8
+    is_fp8: bool = False  # whether the blocks' matrices are multiplied in fp8
 
     def rows(self, rows: slice | Tensor) -> "Weights":
         """Return the weights as the chosen rows see them."""
@@ -54,7 +55,9 @@ class Weights(NamedTuple):
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
-        return self.perturbed(product(x, self.params[name], self.scales.get(name)), x, name)
+        weight = self.params[name]
+        y = fp8.times(x, fp8.rounded(weight)) if self.is_fp8 else product(x, weight, self.scales.get(name))
+        return self.perturbed(y, x, name)
 
     def logits(self, x: Tensor) -> Tensor:
         """Apply the LM head: x (S,C) -> (S,V) fp32."""

@@ -40,6 +40,21 @@ def move_on_grid(values: Tensor, steps: Tensor, first: int, step: int, key: tupl
     _move_on_grid[grid](values, steps, numbers, len(values), BLOCKS=_BLOCKS_PER_PROGRAM)
 
 
+def round_to_fp8(x: Tensor, values: Tensor, scale: Tensor) -> None:
+    """Fill values (n,i) fp8 and scale (n,) fp32 with what rows of x (n,i) are: see `fp8.rounded`."""
+    tile = triton.next_power_of_2(x.shape[1])
+    _round_to_fp8[(len(x),)](x, values, scale, x.shape[1], TILE=tile, num_warps=min(max(tile // 512, 1), 16))
+
+
+@triton.jit
+def _round_to_fp8(x, values, scale, width, TILE: tl.constexpr):
+    row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, TILE)
+    read = tl.load(x + row * width + columns, mask=columns < width, other=0).to(tl.float32)
+    size = tl.div_rn(tl.maximum(tl.max(tl.abs(read), 0), 1e-12), 448.0)
+    tl.store(scale + row, size)
+    tl.store(values + row * width + columns, tl.div_rn(read, size).to(tl.float8e4nv), mask=columns < width)
+
+
 @triton.jit
 def _words_of_entries(numbers, first, BLOCKS: tl.constexpr):
     """Return the four words (BLOCKS,1) of some blocks, whose counters are (block's low word, high word, step, 0)."""

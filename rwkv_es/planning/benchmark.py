@@ -17,11 +17,11 @@ from rwkv_es.engine.memory import Load
 from rwkv_es.engine.stops import Stops
 from rwkv_es.es.update import Rule, Updater, checksum
 from rwkv_es.model.batch import MULTIPLES, padded, shares
-from rwkv_es.model.forward import Model, draw_factors, new_state, perturb
+from rwkv_es.model.forward import Model, draw_factors, new_state, perturb, unperturbed
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.model.layout import Arch, expected_shapes
 from rwkv_es.model.sampler import SamplingParams, sample
-from rwkv_es.model.weights import Weights, product
+from rwkv_es.model.weights import Weights
 from rwkv_es.noise.factors import Noise
 from rwkv_es.noise.targets import Target
 from rwkv_es.planning.devices import Device
@@ -82,7 +82,7 @@ def _stand_in(arch: Arch, load: Load) -> Model:
         else:
             params[name] = values.to(_DTYPES[load.dtype])
     state_dtype = torch.float16 if load.state_dtype == "fp16" else torch.float32
-    return Model(params, arch, scales, state_dtype)
+    return Model(params, arch, scales, state_dtype, is_fp8=load.quantize == "fp8")
 
 
 def _products_seconds(model: Model, rows: int, num_threads: int) -> float:
@@ -101,10 +101,12 @@ def _products_seconds(model: Model, rows: int, num_threads: int) -> float:
 
 def _products(model: Model, rows: int) -> None:
     """Make the products of all layers, and nothing else."""
+    weights = unperturbed(model)
     for name, weight in model.params.items():
         if weight.dim() == 2 and name.startswith("blocks.") and not name.endswith("r_k"):
-            matrix = weight if name.endswith(".weight") else weight.t()
-            product(model.like.new_zeros(rows, matrix.shape[1]), matrix, model.scales.get(name))
+            is_large = name.endswith(".weight")
+            times, width = (weights.linear, weight.shape[1]) if is_large else (weights.project, weight.shape[0])
+            times(model.like.new_zeros(rows, width), name)
 
 
 def _tick_seconds(engine: Any, model: Model, weights: Weights, sampling: SamplingParams) -> tuple[float, float]:

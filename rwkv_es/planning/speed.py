@@ -75,9 +75,9 @@ def work(arch: Arch, targets: Mapping[str, Target], load: Load, rows_per_member:
     factors = directions * width * sum(target.num_values for target in targets.values())
     activations = rows * arch.n_layer * _ACTIVATIONS * arch.n_embd * width
     return Work(
-        block_flops=2.0 * rows * entries,
+        block_flops=2.0 * rows * entries / (2 if load.quantize == "fp8" else 1),  # GPUs multiply fp8 twice as fast
         head_flops=2.0 * rows * head,
-        weight_bytes=float((entries + head) * (1 if load.quantize == "int8" else width)),
+        weight_bytes=float((entries + head) * (width if load.quantize == "none" else 1)),
         other_bytes=2.0 * rows * state_bytes(arch, load) + factors + activations,
         logit_bytes=2.0 * rows * arch.n_vocab * (4 if load.dtype == "fp32" else 6),
     )

@@ -19,6 +19,7 @@ _PARTS = {
     "scratch": "workspace",
     "logits": "logits and sampling",
 }
+_IN_8_BITS = {"none": "", "int8": ", int8 matrices", "fp8": ", products in fp8"}
 
 
 def plan_lines(made: Plan) -> list[str]:
@@ -40,7 +41,7 @@ def _head(made: Plan) -> list[str]:
     devices = f"{made.num_devices} x {made.device.name}" if made.num_devices > 1 else made.device.name
     needs_torch = load.has_turns and load.device == "cuda" and config.engine == "auto"
     return [
-        f"{made.header.name} on {devices}: {load.dtype}{', int8 matrices' if load.quantize == 'int8' else ''}, engine "
+        f"{made.header.name} on {devices}: {load.dtype}{_IN_8_BITS[load.quantize]}, engine "
         f"{load.engine}, {load.state_dtype} states; {_millions(weights)} weights are trained",
         *(f"population {config.population} x prompts {config.prompts}{text}" for text in _asked(made)),
         *(["  change: --engine torch, which environments need on a GPU"] if needs_torch else []),

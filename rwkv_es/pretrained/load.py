@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from rwkv_es.model import fp8
 from rwkv_es.model.forward import Model
 from rwkv_es.model.int8 import is_quantizable, quantize
 from rwkv_es.pretrained.checkpoint import Arch, Params, load, load_state
@@ -40,16 +41,16 @@ def load_model(
 
     path: a file, or "tiny" for the embedded model. tokenizer: "world", a JSON file, or "auto": the one beside the
     model, or else World. dtype: "fp32", "bf16", or "auto": fp32 on a CPU, the file's elsewhere. quantize: "int8" for
-    large matrices in 8 bits. state: a file with an initial state.
+    large matrices in 8 bits, "fp8" for the blocks' products in 8 bits. state: a file with an initial state.
 
     Raises:
         CheckpointError, ConfigError: a file is missing, damaged or of the wrong kind, or the device cannot be used.
     """
-    loaded = load_base(path, dtype=dtype, device=device, is_int8=quantize == "int8", state=state)
+    loaded = load_base(path, dtype=dtype, device=device, quantize=quantize, state=state)
     return loaded.model, load_tokenizer(tokenizer, loaded.path, loaded.model.arch.n_vocab)
 
 
-def load_base(name: str, *, dtype: str, device: str, is_int8: bool, state: str = "") -> Loaded:
+def load_base(name: str, *, dtype: str, device: str, quantize: str = "none", state: str = "") -> Loaded:
     """Load a base checkpoint and copy it for the engine.
 
     Raises:
@@ -65,7 +66,10 @@ def load_base(name: str, *, dtype: str, device: str, is_int8: bool, state: str =
     like = (place, _dtype(dtype, base["emb.weight"].dtype, place))
     if dtype == "auto" and place.type != "cpu" and base["emb.weight"].dtype == torch.float16:
         print(_ROUNDED.format(path), file=sys.stderr)
-    return Loaded(path, base, _engine_copy(base, arch, like, is_int8)._replace(source=path))
+    if quantize == "fp8":
+        fp8.refuse(*like)
+    model = _engine_copy(base, arch, like, quantize == "int8")
+    return Loaded(path, base, model._replace(source=path, is_fp8=quantize == "fp8"))
 
 
 def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], is_int8: bool) -> Model:

@@ -11,7 +11,7 @@ def test_an_fp16_checkpoint_is_held_in_bf16_where_it_is_no_cpu_and_says_so(tmp_p
     checkpoint.save(tmp_path / "half.pth", half)
     dtypes = {}
     for device, dtype in (("meta", "auto"), ("meta", "fp32"), ("cpu", "auto")):
-        loaded = load.load_base(str(tmp_path / "half.pth"), dtype=dtype, device=device, is_int8=False)
+        loaded = load.load_base(str(tmp_path / "half.pth"), dtype=dtype, device=device)
         dtypes[device, dtype] = loaded.model.like.dtype, "rounded from 11 bits to 8" in capsys.readouterr().err
     assert dtypes == {
         ("meta", "auto"): (torch.bfloat16, True),
