@@ -253,7 +253,7 @@ def test_int8_is_refused_where_it_cannot_be(int8_run, tmp_path):
     snapshot = int8_run / "snapshots" / "step-000004" / "model.pth"
     with pytest.raises(CheckpointError, match=r"int8; weights must be float32"):
         load(snapshot)
-    with pytest.raises(ConfigError, match="quantize must be one of none, int8; got 'int4'"):
+    with pytest.raises(ConfigError, match="quantize must be one of none, int8, fp8; got 'int4'"):
         Config(quantize="int4")
     folder = shutil.copytree(int8_run, tmp_path / "elsewhere")
     text = (folder / "config.yaml").read_text()
