@@ -68,19 +68,18 @@ def load_base(name: str, *, dtype: str, device: str, quantize: str = "none", sta
         print(_ROUNDED.format(path), file=sys.stderr)
     if quantize == "fp8":
         fp8.refuse(*like)
-    model = _engine_copy(base, arch, like, quantize == "int8")
-    return Loaded(path, base, model._replace(source=path, is_fp8=quantize == "fp8"))
+    return Loaded(path, base, _engine_copy(base, arch, like, quantize)._replace(source=path))
 
 
-def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], is_int8: bool) -> Model:
+def _engine_copy(base: Params, arch: Arch, like: tuple[torch.device, torch.dtype], in_8_bits: str) -> Model:
     """Copy the base tensor by tensor: what is held beside the copy is one tensor of the memory-mapped file."""
     params, scales = {}, {}
     for name, tensor in base.items():
-        if is_int8 and is_quantizable(name, tuple(tensor.shape)):
+        if in_8_bits == "int8" and is_quantizable(name, tuple(tensor.shape)):
             params[name], scales[name] = quantize(tensor, like[0])
         else:
             params[name] = tensor.to(*like, copy=True)
-    return Model(params, arch, scales)
+    return Model(params, arch, scales, is_fp8=in_8_bits == "fp8")
 
 
 def _device(name: str) -> torch.device:
