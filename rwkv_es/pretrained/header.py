@@ -14,7 +14,7 @@ from rwkv_es.model.layout import HEAD_SIZE, Arch, check_shapes, infer, refuse_ot
 from rwkv_es.pretrained import huggingface
 from rwkv_es.pretrained.formats import check_archive, kind_of
 from rwkv_es.system.errors import CheckpointError, ConfigError
-from rwkv_es.system.hub import HUB, fetched
+from rwkv_es.system.hub import HUB, fetched, skimmed
 from rwkv_es.system.texts import shown
 
 LARGEST_HEADER = 1 << 26  # bytes: names and shapes of a model of a few thousand tensors take less than one
@@ -109,7 +109,7 @@ def describe(model: str) -> Header:
     if size in SIZES and not os.path.exists(model):
         return Header(SIZES[size], "bf16", size)
     try:
-        return read_header(resolve(model))
+        return read_header(skimmed(model) if model.startswith(HUB) else resolve(model))
     except CheckpointError:
         if os.path.exists(model) or model.endswith((".pth", ".safetensors")):
             raise

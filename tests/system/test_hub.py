@@ -9,10 +9,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from checkpoints import random_params
+from directories import write_directory
 from places import ROOT
 
 from rwkv_es.cli import main
-from rwkv_es.pretrained.header import resolve
+from rwkv_es.pretrained.checkpoint import save
+from rwkv_es.pretrained.header import describe, resolve
 from rwkv_es.system.errors import CheckpointError
 from rwkv_es.system.hub import pushed
 
@@ -37,7 +40,21 @@ def hub(tmp_path, monkeypatch):
             download(repo, path.name)
         return str(cache / repo)
 
+    class Files:
+        """HfFileSystem: ranges of remote files."""
+
+        def size(self, path):
+            return (shelves / path).stat().st_size
+
+        def open(self, path, mode, block_size):
+            asked.append((path, "range"))
+            return (shelves / path).open(mode)
+
+    def in_cache(repo, file):
+        return str(cache / repo / file) if (cache / repo / file).is_file() else None
+
     module = ModuleType("huggingface_hub")
+    module.HfFileSystem, module.try_to_load_from_cache = Files, in_cache
     module.hf_hub_download, module.snapshot_download = download, snapshot
     sent = {}
 
@@ -71,6 +88,28 @@ def test_a_file_is_fetched_and_used_like_any_other(hub, capsys):
     assert path.read_bytes() == (TINY / "rwkv7-tiny.pth").read_bytes()
     assert main(["plan", "hf:BlinkDL/rwkv7-g1/a.pth"]) == 0
     assert capsys.readouterr().out.startswith("a.pth on this CPU")
+    assert ("BlinkDL/rwkv7-g1/a.pth", "range") not in hub.asked, "it is in the cache"
+
+
+def test_a_plan_fetches_what_describes_the_tensors_and_no_more(hub, tmp_path, capsys, monkeypatch):
+    """A file and a directory of many megabytes are planned as when they are here."""
+    monkeypatch.setattr("rwkv_es.system.hub._END", 1 << 16)
+    params = random_params(4, 256, 3000)
+    save(tmp_path / "m.pth", params)
+    shutil.copy(tmp_path / "m.pth", tmp_path / "hub/BlinkDL/rwkv7-g1/big.pth")
+    assert main(["plan", str(tmp_path / "m.pth")]) == 0
+    expected = capsys.readouterr().out.replace("m.pth", "big.pth")
+    assert main(["plan", "hf:BlinkDL/rwkv7-g1/big.pth"]) == 0
+    assert capsys.readouterr().out == expected
+    assert hub.asked == [("BlinkDL/rwkv7-g1/big.pth", "range")]
+    shutil.rmtree(tmp_path / "hub/RWKV/dir")
+    write_directory(tmp_path / "hub/RWKV/dir", params)
+    assert describe("hf:RWKV/dir").arch == describe(str(tmp_path / "m.pth")).arch
+    assert not (hub.cache / "RWKV").exists()
+    with pytest.raises(CheckpointError, match="cannot be fetched"):
+        describe("hf:BlinkDL/rwkv7-g1/none.pth")
+    with pytest.raises(CheckpointError, match="is written"):
+        describe("hf:BlinkDL/rwkv7-g1/../../x.pth")
 
 
 def test_of_a_directory_only_what_cannot_run_or_is_needed_is_fetched(hub):
