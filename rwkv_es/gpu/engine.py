@@ -74,7 +74,9 @@ class GpuEngine:
         buffer = model.like.new_empty(largest)
         self.layers = [layers.made(model, i, buffer) for i in range(model.arch.n_layer)]
         self.noise = [layers.packed(model, factors, i) for i in range(model.arch.n_layer)]
-        self.memory = [model.like.new_empty(num_rows * width) for width in self._widths()]
+        self.memory = [
+            model.like.new_zeros(num_rows * width) for width in self._widths()
+        ]  # idle rows are multiplied, too
         rank = max(noise.block.shape[1] for noise in self.noise)
         shapes = (len(MATRICES), rank), (kernels().parts_of(model.arch.n_ffn), rank)
         self.coefficients = [torch.zeros(num_rows, *shape, device=model.like.device) for shape in shapes]
