@@ -97,9 +97,9 @@ def test_a_plan_fetches_what_describes_the_tensors_and_no_more(hub, tmp_path, ca
     params = random_params(4, 256, 3000)
     save(tmp_path / "m.pth", params)
     shutil.copy(tmp_path / "m.pth", tmp_path / "hub/BlinkDL/rwkv7-g1/big.pth")
-    assert main(["plan", str(tmp_path / "m.pth")]) == 0
+    assert main(["plan", str(tmp_path / "m.pth"), "--gpus", "1xh100-80"]) == 0
     expected = capsys.readouterr().out.replace("m.pth", "big.pth")
-    assert main(["plan", "hf:BlinkDL/rwkv7-g1/big.pth"]) == 0
+    assert main(["plan", "hf:BlinkDL/rwkv7-g1/big.pth", "--gpus", "1xh100-80"]) == 0
     assert capsys.readouterr().out == expected
     assert hub.asked == [("BlinkDL/rwkv7-g1/big.pth", "range")]
     shutil.rmtree(tmp_path / "hub/RWKV/dir")
