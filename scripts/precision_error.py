@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from rwkv_es import load_model, load_task
 from rwkv_es.model import int8
@@ -28,7 +29,7 @@ from rwkv_es.noise.factors import StepNoise
 from rwkv_es.noise.targets import select
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Found(NamedTuple):
@@ -38,23 +39,23 @@ class Found(NamedTuple):
     likelihood: Tensor
 
 
-def in_bf16(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def in_bf16(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply what is rounded to bf16."""
     return (x.bfloat16().float() @ weight.bfloat16().float().t()).bfloat16().float()
 
 
-def in_int8(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def in_int8(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply operands in bf16 by weights of 8 bits, as `--quantize int8` does."""
     held = int8.quantize(weight)
     return (x.bfloat16().float() @ held.values.float().t() * held.scale).bfloat16().float()
 
 
-def in_fp8_weights(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def in_fp8_weights(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply operands in bf16 by weights in fp8."""
     return (x.bfloat16().float() @ rounded(weight).t()).bfloat16().float()
 
 
-def in_fp8(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def in_fp8(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply both in fp8."""
     return (rounded(x) @ rounded(weight).t()).bfloat16().float()
 
@@ -65,8 +66,8 @@ def rounded(x: Tensor) -> Tensor:
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
-KINDS: dict[str, Product | None] = {
-    "fp32": None,
+KINDS: dict[str, Product] = {
+    "fp32": linear,
     "bf16": in_bf16,
     "int8 weights": in_int8,
     "fp8 weights": in_fp8_weights,
@@ -110,7 +111,7 @@ def main() -> None:
     texts = [(tokenizer.encode(a) + tokenizer.encode(b), max(len(tokenizer.encode(a)), 1)) for a, b in written]
     num_bytes, exact = sum(len(b.encode()) for _, b in written), None
     for kind, product in KINDS.items():
-        with mock.patch.object(weights_module, "product", product or weights_module.product):
+        with mock.patch.object(weights_module, "product", lambda x, weight, *_, product=product: product(x, weight)):
             found = read(model, texts, options.sigma, options.population)
         exact = exact or found
         pairs = [f.likelihood[1::2] - f.likelihood[2::2] for f in (exact, found)]

@@ -176,9 +176,8 @@ def _products(model: "Model", is_fused: bool) -> Iterator[Product]:
         most = max(MULTIPLES[-1], _SAMPLE // width // 8 * 8)
         for part in {min(len(matrix), most), len(matrix)}:
             rows, is_sample = slice(part), part <= most
-            make = partial(_linear, matrix[rows], None if scale is None else scale[rows], name == "head.weight")
-            if model.is_fp8 and name != "head.weight":
-                make = partial(_in_fp8, matrix[rows])
+            held = matrix[rows], None if scale is None else scale[rows]
+            make = partial(_linear, held, name == "head.weight", model.is_fp8)
             yield Product(name, width, make, is_sample)
             if is_fused and len(matrix) == model.arch.n_embd:  # what is added to the residual
                 yield Product(name, width, partial(_added, matrix[rows].t()), is_sample)
@@ -207,16 +206,10 @@ def _perturbations(model: "Model", is_fused: bool, rank: int) -> Iterator[Produc
         yield Product(name, model.params[name].shape[1 if name.endswith(".weight") else 0], partial(make, name))
 
 
-def _linear(matrix: "Tensor", scale: "Tensor | None", is_head: bool, x: "Tensor") -> "Tensor":
+def _linear(held: "tuple[Tensor, Tensor | None]", is_head: bool, is_fp8: bool, x: "Tensor") -> "Tensor":
     from rwkv_es.model.weights import precise_product, product
 
-    return precise_product(x, matrix, scale) if is_head else product(x, matrix, scale)
-
-
-def _in_fp8(matrix: "Tensor", x: "Tensor") -> "Tensor":
-    from rwkv_es.model import fp8
-
-    return fp8.times(x, fp8.rounded(matrix))
+    return precise_product(x, *held) if is_head else product(x, *held, is_fp8)
 
 
 def _times(matrix: "Tensor", x: "Tensor") -> "Tensor":

@@ -55,9 +55,7 @@ class Weights(NamedTuple):
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Apply a Linear's weight (o,i): x (S,i) -> (S,o)."""
-        weight = self.params[name]
-        y = fp8.times(x, fp8.rounded(weight)) if self.is_fp8 else product(x, weight, self.scales.get(name))
-        return self.perturbed(y, x, name)
+        return self.perturbed(product(x, self.params[name], self.scales.get(name), self.is_fp8), x, name)
 
     def logits(self, x: Tensor) -> Tensor:
         """Apply the LM head: x (S,C) -> (S,V) fp32."""
@@ -120,8 +118,10 @@ class Weights(NamedTuple):
         return low_rank(x, a, b, self.direction, self._scale(name))
 
 
-def product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, scale: Tensor | None, is_fp8: bool = False) -> Tensor:
     """Return `x @ W.T`: x (S,i), weight (o,i) -> (S,o); a weight held as int8 comes with its scale (o,)."""
+    if is_fp8:
+        return fp8.times(x, fp8.rounded(weight))
     return functional.linear(x, weight) if scale is None else int8.linear(x, int8.Quantized(weight, scale))
 
 

@@ -82,8 +82,11 @@ def _parted(name: str) -> tuple[str, str]:
 
 
 def _not_there(name: str, error: Exception) -> CheckpointError:
-    reason = str(error).strip().partition("\n")[0]
-    return CheckpointError(f"{name} cannot be fetched ({reason}); mind its spelling and the network")
+    return CheckpointError(f"{name} cannot be fetched ({_reason(error)}); mind its spelling and the network")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def pushed(repo: str, paths: Sequence[Path], card: str) -> str:
@@ -102,7 +105,7 @@ def pushed(repo: str, paths: Sequence[Path], card: str) -> str:
                 hub.upload_file(repo_id=repo, path_or_fileobj=str(path), path_in_repo=path.name)
         hub.upload_file(repo_id=repo, path_or_fileobj=card.encode(), path_in_repo="README.md")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = _reason(error)
         raise CheckpointError(f"{repo} was not published ({reason}); the files stay here; is HF_TOKEN set?") from None
     return f"{HUB}{repo}"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_es.system.errors import TaskError
+from rwkv_es.system.hub import HUB
 from rwkv_es.system.rows import SUFFIXES, Row, rows_of_file
 from rwkv_es.task.division import side_of
 from rwkv_es.task.held_out import HELD_OUT_YEARS, says_held_out, texts_of
 from rwkv_es.task.task import Problem, tasks_folder
 
-HUB_PREFIX = "hf:"
 HELD_OUT_SPLITS = ("test", "validation")  # the first that is there
 QUESTION_FIELDS = ("prompt", "question", "problem")
 
@@ -54,7 +54,7 @@ def problems_of(
     Raises:
         TaskError: unreadable, no rows, not an object, or a problem that must not be trained on.
     """
-    rows = _rows_of_hub(data, split) if data.startswith(HUB_PREFIX) else _rows_of_files(data, split)
+    rows = _rows_of_hub(data, split) if data.startswith(HUB) else _rows_of_files(data, split)
     found = [make(where, row) for where, row in rows.each]
     return side_of(found, split, data) if rows.is_whole and is_divided else found
 
@@ -83,7 +83,7 @@ def _rows_of_files(data: str, split: str) -> Rows:
 
 
 def _rows_of_hub(data: str, split: str) -> Rows:
-    name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
+    name, _, config = data.removeprefix(HUB).partition(":")
     splits = _fetched(name, config)
     chosen, is_whole = _chosen(list(splits), split)
     if chosen is None:
