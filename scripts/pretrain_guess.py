@@ -14,16 +14,14 @@ import json
 import math
 import random
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pretrain_tiny import IGNORE, VOCABULARY, Batch, Sample, build_tokenizer, make_optimiser, pack
-from rwkv7_sequence import Params, forward, init_params
+from pretrain_tiny import IGNORE, VOCABULARY, Batch, Sample, arguments, begun, build_tokenizer, fit_, pack, saved
+from rwkv7_sequence import Params, forward
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from rwkv_es.pretrained.checkpoint import save
 from tasks.guess_mini.task import LARGEST_FIRST, MAX_TURNS, NUM_HIDDEN, SPAN, halving
 
 LINE = VOCABULARY.index("\n")
@@ -34,62 +32,33 @@ STRIDE = 8  # of the climb
 def main() -> None:
     """Pretrain, and save the checkpoint and its vocabulary."""
     options = parse()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
     tokenizer = build_tokenizer()
-    params = init_params(options.layers, options.embd, len(VOCABULARY), options.rank, options.seed)
-    began = time.perf_counter()
+    params, began = begun(tokenizer, options), time.perf_counter()
     loss = train_(params, tokenizer, options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    save(options.out / "rwkv7-tiny-guess.pth", params)
-    tokenizer.save(str(options.out / "rwkv7-tiny-guess.tokenizer.json"))
-    print(json.dumps({"steps": options.steps, "train_s": round(time.perf_counter() - began, 1), "loss": loss}))
+    seconds = round(time.perf_counter() - began, 1)
+    saved(options.out / "rwkv7-tiny-guess.pth", params, tokenizer)
+    print(json.dumps({"steps": options.steps, "train_s": seconds, "loss": loss}))
 
 
 def parse() -> argparse.Namespace:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default: float | int, meaning: str) -> None:
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{meaning} (default {default})")
-
-    parser.add_argument("--out", type=Path, required=True, help="folder for rwkv7-tiny-guess.pth and its tokenizer")
-    add("seed", 0, "decides the initial weights and every sample")
-    add("steps", 1800, "optimiser steps")
-    add("rows", 16, "rows of packed tokens per step")
-    add("layers", 3, "blocks")
-    add("embd", 64, "width, a multiple of 64")
-    add("rank", 64, "rank of the decay, learning-rate, value and gate pairs")
-    add("lr", 6e-3, "peak learning rate, after 40 steps of warm-up; it falls linearly to 3%% of that")
-    add("margin", -0.5, "log-odds of halving for a range from 0 on, reached after 80%% of the steps")
-    add("slope", 2.0, "what the log-odds lose up to the last range")
-    add("threads", 1, "CPU threads: a different number gives different last bits")
-    return parser.parse_args()
+    own: dict[str, tuple[float, str]] = {
+        "rows": (16, "rows of packed tokens per step"),
+        "margin": (-0.5, "log-odds of halving for a range from 0 on, reached after 80%% of the steps"),
+        "slope": (2.0, "what the log-odds lose up to the last range"),
+    }
+    return arguments(__doc__, own)
 
 
 def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) -> float:
     """Fit the parameters in place. Returns the last loss."""
-    for tensor in params.values():
-        tensor.requires_grad_()
-    optimiser = make_optimiser(params, options.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / 40) * (1 - 0.97 * step / options.steps)
-    )
     rng = random.Random(f"pretrain guess {options.seed}")
-    for step in range(1, options.steps + 1):
-        early = max(0.0, 1 - step / options.steps / 0.8)
-        batch = pack((draw(tokenizer, early, options, rng) for _ in itertools.count()), options.rows)
-        loss = guess_loss(params, batch)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}/{options.steps} loss {loss.item():.4f}", flush=True)
-    for tensor in params.values():
-        tensor.requires_grad_(False)
-    return loss.item()
+
+    def loss_at(progress: float) -> Tensor:
+        early = max(0.0, 1 - progress / 0.8)
+        return guess_loss(params, pack((draw(tokenizer, early, options, rng) for _ in itertools.count()), options.rows))
+
+    return fit_(params, loss_at, options)
 
 
 def guess_loss(params: Params, batch: Batch) -> Tensor:

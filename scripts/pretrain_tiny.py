@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +31,24 @@ from rwkv_es.engine.stops import make_stops
 from rwkv_es.model.forward import Model
 from rwkv_es.pretrained.checkpoint import load, save
 from rwkv_es.pretrained.tokenizer import load_tokenizer
-from rwkv_es.task import Problem
-from tasks.countdown_mini.task import MAX_NEW_TOKENS, answer_after, problems, reward, search
+from rwkv_es.task import Problem, Task, load_task
+from tasks.countdown_mini.task import answer_after, problems, search
 
 TOKENS = ("<end>", "<answer>", "</answer>", "\n", " ", "=", ":", ",", "+", "-", "*", "/", "(", ")")
 VOCABULARY = TOKENS + tuple(str(i) for i in range(101))
 END, ANSWER, LINE, COLON = (VOCABULARY.index(token) for token in ("<end>", "<answer>", "\n", ":"))
 ROW_LENGTH = 176  # the longest sample, rounded up to chunks
 IGNORE = -100  # cross_entropy's mark for positions without a target
+
+OPTIONS: Mapping[str, tuple[float, str]] = {  # of every pretraining
+    "seed": (0, "decides the initial weights and every sample"),
+    "steps": (1800, "optimiser steps"),
+    "layers": (3, "blocks"),
+    "embd": (64, "width, a multiple of 64"),
+    "rank": (64, "rank of the decay, learning-rate, value and gate pairs"),
+    "lr": (6e-3, "peak learning rate, after 40 steps of warm-up; it falls linearly to 3%% of that"),
+    "threads": (1, "CPU threads: a different number gives different last bits"),
+}
 
 Sample = tuple[list[int], list[int]]  # prompt, answer
 
@@ -54,41 +64,50 @@ class Batch(NamedTuple):
 def main() -> None:
     """Pretrain, save the checkpoint and its vocabulary, print the accuracy of both modes as one JSON line."""
     options = parse()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
     tokenizer = build_tokenizer()
-    params = init_params(options.layers, options.embd, len(VOCABULARY), options.rank, options.seed)
-    began = time.perf_counter()
+    params, began = begun(tokenizer, options), time.perf_counter()
     train_(params, tokenizer, options)
-    seconds = time.perf_counter() - began
-    options.out.mkdir(parents=True, exist_ok=True)
-    save(options.out / "rwkv7-tiny.pth", params)
-    tokenizer.save(str(options.out / "rwkv7-tiny.tokenizer.json"))
-    print(json.dumps({"steps": options.steps, "train_s": round(seconds, 1), **measure(options.out, options.test)}))
+    seconds = round(time.perf_counter() - began, 1)
+    path = saved(options.out / "rwkv7-tiny.pth", params, tokenizer)
+    found = measure(path, load_task("countdown_mini"), LINE, options.test)
+    print(json.dumps({"steps": options.steps, "train_s": seconds, **found}))
 
 
 def parse() -> argparse.Namespace:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own: dict[str, tuple[float, str]] = {
+        "rows": (16, f"rows of {ROW_LENGTH} packed tokens per step"),
+        "margin": (-0.5, "log-odds of a worked answer for target 0, reached after 80%% of the steps"),
+        "slope": (2.0, "what the log-odds lose from target 0 to target 100"),
+        "shorten": (0.7, "share of the steps that drop lines without a hit: 90%% of them at first"),
+        "hit-weight": (3.0, "loss weight of the token that recognises the target"),
+        "test": (500, "held-out problems to measure at the end"),
+    }
+    return arguments(__doc__, own)
 
-    def add(name: str, default: float | int, meaning: str) -> None:
+
+def arguments(about: str | None, own: Mapping[str, tuple[float, str]]) -> argparse.Namespace:
+    """Read the options that every pretraining has, and its own: name -> (default, meaning)."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its tokenizer")
+    for name, (default, meaning) in {**OPTIONS, **own}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{meaning} (default {default})")
-
-    parser.add_argument("--out", type=Path, required=True, help="folder for rwkv7-tiny.pth and its tokenizer")
-    add("seed", 0, "decides the initial weights and every sample")
-    add("steps", 1800, "optimiser steps")
-    add("rows", 16, f"rows of {ROW_LENGTH} packed tokens per step")
-    add("layers", 3, "blocks")
-    add("embd", 64, "width, a multiple of 64")
-    add("rank", 64, "rank of the decay, learning-rate, value and gate pairs")
-    add("lr", 6e-3, "peak learning rate, after 40 steps of warm-up; it falls linearly to 3%% of that")
-    add("margin", -0.5, "log-odds of a worked answer for target 0, reached after 80%% of the steps")
-    add("slope", 2.0, "what the log-odds lose from target 0 to target 100")
-    add("shorten", 0.7, "share of the steps that drop lines without a hit: 90%% of them at first")
-    add("hit-weight", 3.0, "loss weight of the token that recognises the target")
-    add("threads", 1, "CPU threads: a different number gives different last bits")
-    add("test", 500, "held-out problems to measure at the end")
     return parser.parse_args()
+
+
+def begun(tokenizer: Tokenizer, options: argparse.Namespace) -> Params:
+    """Set the number of threads, and draw weights."""
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    return init_params(options.layers, options.embd, tokenizer.get_vocab_size(), options.rank, options.seed)
+
+
+def saved(path: Path, params: Params, tokenizer: Tokenizer) -> Path:
+    """Save a checkpoint and, beside it, its vocabulary; return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, params)
+    tokenizer.save(str(path.with_suffix(".tokenizer.json")))
+    return path
 
 
 def build_tokenizer() -> Tokenizer:
@@ -102,17 +121,26 @@ def build_tokenizer() -> Tokenizer:
 
 def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
     """Fit the parameters in place."""
+    rng, pool = random.Random(f"pretrain {options.seed}"), problems("train")
+
+    def loss_at(progress: float) -> Tensor:
+        mixed = mixture(progress, options)
+        samples = (draw(rng.choice(pool), tokenizer, mixed, rng) for _ in itertools.count())
+        return answer_loss(params, pack(samples, options.rows), options.hit_weight)
+
+    fit_(params, loss_at, options)
+
+
+def fit_(params: Params, loss_at: Callable[[float], Tensor], options: argparse.Namespace) -> float:
+    """Fit the parameters in place; `loss_at` takes the progress, 0 to 1. Returns the last loss."""
     for tensor in params.values():
         tensor.requires_grad_()
     optimiser = make_optimiser(params, options.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1.0, (step + 1) / 40) * (1 - 0.97 * step / options.steps)
     )
-    rng, pool = random.Random(f"pretrain {options.seed}"), problems("train")
     for step in range(1, options.steps + 1):
-        mixed = mixture(step / options.steps, options)
-        samples = (draw(rng.choice(pool), tokenizer, mixed, rng) for _ in itertools.count())
-        loss = answer_loss(params, pack(samples, options.rows), options.hit_weight)
+        loss = loss_at(step / options.steps)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
@@ -122,6 +150,7 @@ def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) ->
             print(f"step {step}/{options.steps} loss {loss.item():.4f}", flush=True)
     for tensor in params.values():
         tensor.requires_grad_(False)
+    return loss.item()
 
 
 def make_optimiser(params: Params, lr: float) -> torch.optim.Optimizer:
@@ -190,18 +219,18 @@ def careless(problem: Problem, rng: random.Random) -> str:
     return f"<answer>{guess}</answer>"
 
 
-def pack(samples: Iterable[Sample], num_rows: int) -> Batch:
+def pack(samples: Iterable[Sample], num_rows: int, row_length: int = ROW_LENGTH) -> Batch:
     """Fill rows first-fit, up to the first sample that fits in none; that one is dropped."""
     rows: list[list[Sample]] = [[] for _ in range(num_rows)]
     used = [0] * num_rows
     for sample in samples:
         length = _padded(sample)
-        row = next((i for i in range(num_rows) if used[i] + length <= ROW_LENGTH), None)
+        row = next((i for i in range(num_rows) if used[i] + length <= row_length), None)
         if row is None:
             break
         rows[row].append(sample)
         used[row] += length
-    tokens = torch.zeros(num_rows, ROW_LENGTH, dtype=torch.int64)
+    tokens = torch.zeros(num_rows, row_length, dtype=torch.int64)
     batch = Batch(tokens, torch.full_like(tokens, IGNORE), torch.zeros_like(tokens, dtype=torch.bool))
     for row, row_samples in enumerate(rows):
         _place_(batch, row, row_samples)
@@ -223,21 +252,24 @@ def _place_(batch: Batch, row: int, samples: Sequence[Sample]) -> None:
         batch.targets[row, start + len(prompt) - 1 : end] = torch.tensor(answer)
         batch.starts[row, start] = True
         start += _padded((prompt, answer))
-    if start < ROW_LENGTH:
+    if start < batch.starts.shape[1]:
         batch.starts[row, start] = True  # the padding reads nothing of the last sample
 
 
-def measure(folder: Path, num_problems: int) -> dict[str, float]:
-    """Return held-out accuracy, and tokens per answer, of greedy decoding as it comes and after a forced line break."""
-    params, arch = load(folder / "rwkv7-tiny.pth")
-    tokenizer = load_tokenizer("auto", folder / "rwkv7-tiny.pth", arch.n_vocab)
-    decoding, held_out = GenerationConfig(make_stops(tokenizer, ())), problems("test")[:num_problems]
+def measure(path: Path, task: Task, mark: int, num_problems: int) -> dict[str, float]:
+    """Return held-out accuracy, and tokens per answer, of greedy decoding as it comes and after the forced `mark`.
+
+    The mark is the token with which worked answers begin.
+    """
+    params, arch = load(path)
+    tokenizer = load_tokenizer("auto", path, arch.n_vocab)
+    decoding, held_out = GenerationConfig(make_stops(tokenizer, ())), task.problems("test")[:num_problems]
     result = {}
-    for mode, forced in (("careless", []), ("worked", [LINE])):
+    for mode, forced in (("careless", []), ("worked", [mark])):
         prompts = [(*tokenizer.encode(problem.prompt), *forced) for problem in held_out]
-        requests = [Request(-1, i, prompt, MAX_NEW_TOKENS) for i, prompt in enumerate(prompts)]
+        requests = [Request(-1, i, prompt, task.max_new_tokens) for i, prompt in enumerate(prompts)]
         answers = [done.tokens for done in rollout(Model(params, arch), requests, decoding).completions]
-        scores = [reward(problem, tokenizer.decode(ids)) for problem, ids in zip(held_out, answers)]
+        scores = [task.reward(problem, tokenizer.decode(ids)) for problem, ids in zip(held_out, answers)]
         result[f"{mode}_accuracy"] = round(sum(scores) / len(scores), 4)
         result[f"{mode}_tokens"] = round(sum(map(len, answers)) / len(answers), 1)
     return result
