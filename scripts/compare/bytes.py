@@ -1,9 +1,12 @@
 """Equal bytes: how many answers of one length each method has in flight in the memory that GRPO takes for a few.
 
 Measured is the peak of a process of its own while it takes a step, above what it held when it began; predicted is a
-closed form. GRPO reads all of a step's answers backwards in one pass, and for comparison one at a time.
+closed form. GRPO reads all of a step's answers backwards in one pass, and for comparison one at a time. Peaks are those
+of processes that give back what is free, which helps GRPO and slows it; seconds are those of processes that do not.
 """
 
+import ctypes
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -11,14 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rwkv7_sequence import HEAD, init_params
 
 from rwkv_es.engine.memory import Load, needed, state_bytes, targets_of
 from rwkv_es.engine.stops import Stops
 from rwkv_es.model.layout import Params
 
-from .gradients import read, rows, trainable
+from .gradients import optimiser, read, rows, step_, trainable
 from .methods import METHODS
-from .race import in_child
+from .race import in_child, resident
 from .records import Record
 from .world import Answered, Asked, World, answer
 
@@ -28,6 +32,7 @@ PROMPTS = 8  # of a member; of a group: samples
 UNIT = 2 * PROMPTS  # of answers in flight: a mirrored pair's
 PROBES = (16, 128)  # answers in flight, from which the number that fits is extrapolated
 TRIES, MOST = 4, 8192
+MMAP_THRESHOLD, LEAST_MAPPED = -3, 1 << 14  # mallopt's M_MMAP_THRESHOLD; bytes
 HEADER = (
     "| method | answers in flight | peak MB, measured | peak MB, predicted | times GRPO's | CPU s of a step |\n"
     "|---|---|---|---|---|---|"
@@ -75,9 +80,25 @@ def _key(name: str) -> str:
 
 
 def peak_of(world: World, name: str, in_flight: int, length: int) -> Record:
-    """Take a step in a process of its own; return the peak of its memory and its CPU time."""
-    record = in_child(lambda: _steps(lengthened(world, length), name, in_flight, length))[-1]
-    return {"method": name, "in_flight": in_flight, "length": length, **record}
+    """Take a step in a process of its own that gives back what is free; return the peak of its memory."""
+    record = in_child(lambda: _steps(lengthened(world, length), name, in_flight, length), return_memory_)[-1]
+    return {"method": name, "in_flight": in_flight, "length": length, "peak_bytes": record["peak_bytes"]}
+
+
+def seconds_of(world: World, name: str, in_flight: int, length: int) -> float:
+    """Take a step in a process of its own; return its CPU time."""
+    return in_child(lambda: _steps(lengthened(world, length), name, in_flight, length))[-1]["cpu_s"]
+
+
+def return_memory_() -> None:
+    """Have glibc give back what is free and what will be, in this process.
+
+    By default it keeps blocks smaller than the largest that was freed so far: what autograd frees between what it keeps
+    makes a pass cost half as much again. A forked process would also use, uncounted, what its parent has freed.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_THRESHOLD, LEAST_MAPPED)
+    libc.malloc_trim(0)
 
 
 def _steps(world: World, name: str, in_flight: int, length: int) -> Iterator[Record]:
@@ -118,14 +139,15 @@ def predicted(world: World, name: str, in_flight: int, length: int) -> int | Non
         return memory.weights + memory.factors + max(memory.generating, memory.update)
     if name in VECTORS:
         return 4 * VECTORS[name] * entries + states
-    if name.startswith(GRADIENTS):  # weights, gradient, two moments; the texts' activations
+    if name.startswith(GRADIENTS):  # weights, gradient, two moments; the texts' activations, or the step's own copy
         in_pass = 1 if name == ONE_BY_ONE else in_flight
-        return 4 * 4 * entries + max(states, in_pass * activations(world.model.params, length))
+        prompt = max(len(world.tokenizer.encode(problem.prompt)) for problem in world.train[:in_flight])
+        return 4 * 4 * entries + max(states, in_pass * activations(world.model.params, prompt + length), 4 * entries)
     return None
 
 
 def activations(params: Params, length: int) -> int:
-    """Count what a pass over one text keeps for the way back, in bytes."""
+    """Count what a pass over one text of so many tokens, padded as texts are, keeps for the way back, in bytes."""
     policy = trainable(params)
     held: dict[int, torch.UntypedStorage] = {}
 
@@ -140,27 +162,38 @@ def activations(params: Params, length: int) -> int:
     return sum(storage.nbytes() for place, storage in held.items() if place not in weights)
 
 
-def floor_of(world: World, length: int) -> int:
-    """Measure what a process touches that lets the base answer one problem and learns nothing."""
+def floor_of(world: World, length: int, name: str) -> int:
+    """Measure what a process still holds after the base has answered a problem, mostly code that is first used then.
+
+    A method with gradients has taken one, too, of a model of one layer.
+    """
+    settings: dict[str, Any] = {"lr": 0.0}
 
     def work() -> Iterator[Record]:
+        before = resident()
         answer(lengthened(world, length), Asked(model=world.model), world.train[:1])
-        yield {}
+        if name.startswith(GRADIENTS):
+            policy = trainable(init_params(1, HEAD, 2, HEAD, 0))
+            likelihood, _ = read(policy, next(rows(Answered(torch.zeros(1), [(1,)], [[1]]), [0])))
+            likelihood.sum().backward()
+            step_(optimiser(list(policy.values()), settings), settings, 0.0)
+            del policy, likelihood
+        gc.collect()
+        yield {"held": resident() - before}
 
-    return in_child(work)[0]["peak_bytes"]
+    return in_child(work, return_memory_)[0]["held"]
 
 
 def compare(world: World, in_pass: int, length: int, methods: Sequence[str]) -> str:
     """Measure GRPO's peak with `in_pass` answers in one pass, and what every method fits into it; return a table."""
-    floor = floor_of(world, length)
     grpo = peak_of(world, "grpo", in_pass, length)
     found = [grpo]
-    print({"floor": floor}, grpo, flush=True)
+    print(grpo, flush=True)
     for name in [*(name for name in methods if name != "grpo"), ONE_BY_ONE]:
         found.append(fitting(world, name, grpo["peak_bytes"], length))
         print(found[-1], flush=True)
     found.sort(key=lambda record: -record["in_flight"])
-    return "\n".join([HEADER, *(line(world, record, in_pass, floor) for record in found)])
+    return "\n".join([HEADER, *(line(world, record, in_pass) for record in found)])
 
 
 def fitting(world: World, name: str, budget: int, length: int) -> Record:
@@ -179,7 +212,7 @@ def fitting(world: World, name: str, budget: int, length: int) -> Record:
     return best | {"in_flight": 0, "least": best["in_flight"]}
 
 
-def line(world: World, record: Record, in_pass: int, floor: int) -> str:
+def line(world: World, record: Record, in_pass: int) -> str:
     """Return a method's row; to what is predicted the process itself is added, as measured."""
     name, count = record["method"], record["in_flight"]
     tried = count or record["least"]
@@ -188,8 +221,8 @@ def line(world: World, record: Record, in_pass: int, floor: int) -> str:
         name,
         str(count) if count else f"none: with {tried} it takes the next column",
         f"{record['peak_bytes'] / 1e6:.0f}",
-        "–" if guess is None else f"{(floor + guess) / 1e6:.0f}",
+        "–" if guess is None else f"{(floor_of(world, record['length'], name) + guess) / 1e6:.0f}",
         f"{count / in_pass:.0f}" if count else "–",
-        f"{record['cpu_s']:.1f}",
+        f"{seconds_of(world, name, tried, record['length']):.1f}",
     ]
     return f"| {' | '.join(cells)} |"

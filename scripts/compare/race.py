@@ -134,11 +134,15 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def in_child(work: Callable[[], Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
+def in_child(
+    work: Callable[[], Iterator[dict[str, Any]]], prepare: Callable[[], None] | None = None
+) -> list[dict[str, Any]]:
     """Do it in a forked process, so that the peak of its memory is its own; add that to the records."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
+        if prepare is not None:
+            prepare()
         before = resident()
         sender.send([{**record, "peak_bytes": peak() - before} for record in work()])
 
