@@ -9,87 +9,31 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import pickle
+import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from multiprocessing import connection
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
+from rwkv_es.environment.children import QUICK_S, Child, Play, Staging, is_crowded, reaped
 from rwkv_es.environment.play import Answer, Said, failed, play
 from rwkv_es.reward.sheet import TRIES
 from rwkv_es.system.errors import RwkvEsError, cause
-from rwkv_es.system.isolation import Bounds, adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
+from rwkv_es.system.isolation import adopt_orphans, die_with_parent, end_processes, guard, isolate, limit_memory
 from rwkv_es.system.streams import make_unfailing
 from rwkv_es.task.mixture import load_tasks
 from rwkv_es.task.task import Problem
 
-MOST_CHILDREN = 128  # per worker of the options
+# Children per worker of the options: those made whatever the machine does, and if it has processors to spare.
+CHILDREN, MOST_CHILDREN = 128, 512
 _BATCH = 16  # new episodes for a child that answers quickly
-_QUICK_S, _LOOK_S = 0.005, 0.05
+_LOOK_S, _RETRY_S = 0.05, 1.0
 
 # Episode; its problem, if the host does not know it; the answers that it has not heard, None: forget it.
 Ask = tuple[int, Problem | None, list[Answer] | None]
-
-
-class Staging(NamedTuple):
-    """What environments are made of, and how long they may take."""
-
-    task: str
-    data: str
-    timeout_s: float  # for a reply
-    episode_s: float  # for all replies of an episode
-    workers: int
-    most_chars: int  # of a reply
-    bounds: Bounds = Bounds()
-    sets: str = ""  # what a model is judged on
-
-
-@dataclass
-class Play:
-    """An episode as the host knows it: enough to begin it anew."""
-
-    problem: Problem
-    texts: list[Answer] = field(default_factory=list)
-    child: "Child | None" = None
-    losses: int = 0
-    spent_s: float = 0.0
-
-
-class Child:
-    """A process that holds environments; `pending` are the episodes whose answers it was sent."""
-
-    def __init__(self, pid: int, pipe: Connection) -> None:
-        self.pid, self.connection = pid, pipe
-        self.held: set[int] = set()
-        self.waiting: deque[int] = deque()  # episodes of its own with an answer that it was not sent
-        self.dropped: list[int] = []  # it holds them for nobody
-        self.pending: deque[int] = deque()
-        self.since = self.limit_s = self.last_s = 0.0
-        self.is_quick = True  # until it shows
-        self.has_ended = False
-
-    def start_clock(self, plays: dict[int, Play], staging: Staging) -> None:
-        """Start the clock of the first pending answer."""
-        self.since = time.monotonic()
-        play = plays.get(self.pending[0]) if self.pending else None
-        if play is not None:
-            num_texts = len(play.texts) if play.child is not self else 1
-            self.limit_s = min(staging.timeout_s * num_texts, max(staging.episode_s - play.spent_s, 0.0))
-
-    def backlog_s(self) -> float:
-        """Return how long the last of those that wait for it will wait, as far as the past tells."""
-        return len(self.waiting) * max(self.last_s, time.monotonic() - self.since if self.pending else 0.0)
-
-    def is_stuck(self) -> bool:
-        """Say whether who waits for it may wait for long."""
-        return bool(self.pending) and (not self.is_quick or time.monotonic() > self.since + _QUICK_S)
-
-    def is_late(self) -> bool:
-        """Say whether the answer that it is at takes too long."""
-        return bool(self.pending) and time.monotonic() > self.since + self.limit_s and not self.connection.poll()
 
 
 def serve(parent: Connection, lifeline: Connection, staging: Staging) -> None:
@@ -121,24 +65,28 @@ class Host:
     def __init__(self, parent: Connection, environment: Callable[[Problem], Any], staging: Staging) -> None:
         self.parent, self.environment, self.staging = parent, environment, staging
         self.plays: dict[int, Play] = {}
-        self.children: dict[Connection, Child] = {}
+        self.children: list[Child] = []
         self.waiting: deque[int] = deque()  # episodes with an answer, and without a child
         self.found: list[tuple[int, Said]] = []
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(parent, selectors.EVENT_READ)
+        self.next_look = self.next_growth = 0.0
+        self.is_crowded = False
 
     def run(self) -> None:
         """Go on until the parent is gone."""
         while True:
-            is_busy = any(child.pending for child in self.children.values())
-            timeout = _QUICK_S if self.waiting else _LOOK_S if is_busy else None
-            for ready in connection.wait([self.parent, *self.children], timeout):
-                if ready is self.parent:
-                    self.take(self.parent.recv())
-                elif (child := self.children.get(ready)) is not None:  # type: ignore[call-overload]
-                    self.receive(child)
-            self.look_after()
+            is_busy = any(child.pending for child in self.children)
+            for key, _ in self.selector.select(QUICK_S if self.waiting else _LOOK_S if is_busy else None):
+                if key.data is None:
+                    self.take(pickle.loads(self.parent.recv_bytes()))
+                else:
+                    self.receive(key.data)
+            if time.monotonic() >= self.next_look:
+                self.look_after()
             self.hand_out()
             if self.found:
-                self.parent.send(self.found)
+                self.parent.send_bytes(pickle.dumps(self.found))
                 self.found = []
 
     def take(self, asks: Sequence[Ask]) -> None:
@@ -167,21 +115,19 @@ class Host:
     def receive(self, child: Child) -> None:
         """Take in what a child has said."""
         try:
-            while child.connection.poll():
-                episode, said = child.connection.recv()
-                assert episode == child.pending.popleft(), "answers are taken in order"
-                self.note(child, episode, Said(*said))
-                child.start_clock(self.plays, self.staging)
+            episode, said, seconds = pickle.loads(child.connection.recv_bytes())
+            assert episode == child.pending.popleft(), "answers are taken in order"
+            child.last_s, child.is_quick = seconds, seconds < QUICK_S
+            self.note(child, episode, Said(*said))
+            child.start_clock(self.plays, self.staging)
         except (EOFError, OSError):
             self.lose(child, "the environment ended its process")
 
     def note(self, child: Child, episode: int, said: Said) -> None:
         """Report what an environment said, unless the episode is forgotten."""
-        seconds = time.monotonic() - child.since
-        child.last_s, child.is_quick = seconds, seconds < _QUICK_S
         if (play := self.plays.get(episode)) is None:
             return
-        play.child, play.spent_s = child, play.spent_s + seconds
+        play.child, play.spent_s = child, play.spent_s + time.monotonic() - child.since
         child.held.add(episode)
         self.found.append((episode, said))
         if said.is_over:
@@ -189,9 +135,10 @@ class Host:
             child.held.discard(episode)
 
     def look_after(self) -> None:
-        """End children that take too long; notice those that have ended in silence."""
-        ended = set(_reaped())
-        for child in list(self.children.values()):
+        """End children that take too long; notice those that have ended in silence, and how busy the machine is."""
+        self.next_look, self.is_crowded = time.monotonic() + _LOOK_S, is_crowded()
+        ended = set(reaped())
+        for child in list(self.children):
             child.has_ended |= child.pid in ended
             if child.has_ended and not child.connection.poll():  # what it has started may hold its pipe open
                 self.lose(child, "the environment ended its process")
@@ -201,7 +148,8 @@ class Host:
 
     def lose(self, child: Child, said: str, *, is_timeout: bool = False) -> None:
         """End a child: the episode that it was at is lost, the others begin anew where there is room."""
-        del self.children[child.connection]
+        self.children.remove(child)
+        self.selector.unregister(child.connection)
         end_processes(child.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
@@ -223,19 +171,28 @@ class Host:
 
     def hand_out(self) -> None:
         """Send answers to the children that are idle; make more of them where the others are busy for long."""
-        for child in list(self.children.values()):
+        idle = [child for child in self.children if not child.pending]
+        for child in sorted(idle, key=lambda child: len(child.held)) if self.waiting else idle:
+            self.send(child)
+        for child in idle:
             if not child.pending:
+                if not (self.waiting or self.relieve()):
+                    break
                 self.send(child)
-        workers = self.staging.workers
-        while len(self.children) < MOST_CHILDREN * workers and (self.waiting or self.relieve()):
-            if len(self.children) >= workers and not all(child.is_stuck() for child in self.children.values()):
+        while (self.waiting or self.relieve()) and self.may_grow():
+            if len(self.children) >= self.staging.workers and not all(child.is_taken() for child in self.children):
                 break
-            self.send(self.fork())
+            self.grow()
+
+    def may_grow(self) -> bool:
+        """Say whether another child may be made."""
+        most = self.staging.workers * (CHILDREN if self.is_crowded else MOST_CHILDREN)
+        return len(self.children) < most and time.monotonic() >= self.next_growth
 
     def relieve(self) -> bool:
         """Take an episode from the child that lets it wait longest, if to begin anew elsewhere is quicker."""
-        child = max(self.children.values(), key=Child.backlog_s, default=None)
-        if child is None or not child.waiting or child.backlog_s() <= self.plays[child.waiting[-1]].spent_s + _QUICK_S:
+        child = max((child for child in self.children if child.waiting), key=Child.backlog_s, default=None)
+        if child is None or child.backlog_s() <= self.plays[child.waiting[-1]].spent_s + QUICK_S:
             return False
         episode = child.waiting.pop()
         self.plays[episode].child = None
@@ -255,25 +212,36 @@ class Host:
             child.pending.append(episode)
         if message:
             child.start_clock(self.plays, self.staging)
-            with contextlib.suppress(OSError):  # it is gone, which is noticed by itself
-                child.connection.send(message)
+            child.send(message)
 
     def chosen_for(self, child: Child) -> list[int]:
-        """Choose what an idle child does next: its own episodes first."""
-        most = _BATCH if child.is_quick else 1
+        """Choose what an idle child does next: its own episodes first. One that has not spoken yet gets one."""
+        most = _BATCH if child.is_quick and child.last_s else 1
         found = [child.waiting.popleft() for _ in range(min(most, len(child.waiting)))]
-        if self.waiting or (not found and self.relieve()):
+        if self.waiting and not (child.is_taken() and self.may_grow()):
             share = min(most, max(1, len(self.waiting) // (2 * len(self.children)))) - len(found)
             found += [self.waiting.popleft() for _ in range(min(share, len(self.waiting)))]
         return [episode for episode in found if episode in self.plays]
 
-    def fork(self) -> Child:
-        """Make a child."""
+    def grow(self) -> None:
+        """Make a child and give it something to do. If the system has no room for it, do with what there is.
+
+        Raises:
+            OSError: there is none.
+        """
         ours, theirs = multiprocessing.Pipe()
-        if (pid := os.fork()) == 0:
+        try:
+            pid = os.fork()
+        except OSError:
+            if not self.children:
+                raise
+            self.next_growth = time.monotonic() + _RETRY_S
+            return
+        if pid == 0:
             try:
-                for other in (self.parent, ours, *self.children):
+                for other in (self.parent, ours, *(child.connection for child in self.children)):
                     other.close()
+                self.selector.close()
                 os.setsid()  # it leads a group: what it starts ends with it
                 die_with_parent()
                 limit_memory(self.staging.bounds.memory_bytes)
@@ -281,12 +249,7 @@ class Host:
             finally:
                 os._exit(0)
         theirs.close()
-        child = self.children[ours] = Child(pid, ours)
-        return child
-
-
-def _reaped() -> Iterator[int]:
-    """Yield the processes that have ended since the last time."""
-    with contextlib.suppress(ChildProcessError):
-        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-            yield pid
+        child = Child(pid, ours, is_quick=not self.children or any(child.is_quick for child in self.children))
+        self.children.append(child)
+        self.selector.register(ours, selectors.EVENT_READ, child)
+        self.send(child)

@@ -3,6 +3,8 @@
 import contextlib
 import inspect
 import os
+import pickle
+import time
 from collections.abc import Callable
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -148,10 +150,10 @@ def play(host: Connection, environment: Callable[[Problem], Any], most_chars: in
     process = os.getpid()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            for episode, problem, texts in host.recv():
+            for episode, problem, texts in pickle.loads(host.recv_bytes()):
                 if problem is not None:
                     games[episode] = Game(environment, problem, most_chars)
-                said = Said(is_over=True)
+                said, began = Said(is_over=True), time.monotonic()
                 for text in texts:
                     said = _answered(games[episode], text)
                     if said.is_over:
@@ -161,7 +163,7 @@ def play(host: Connection, environment: Callable[[Problem], Any], most_chars: in
                 if said.is_over and (game := games.pop(episode, None)) is not None:
                     game.close()
                 if texts:
-                    host.send((episode, tuple(said)))
+                    host.send_bytes(pickle.dumps((episode, tuple(said), time.monotonic() - began)))
 
 
 def _answered(game: Game, text: Answer) -> Said:

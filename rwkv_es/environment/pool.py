@@ -15,7 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from rwkv_es.config.options import Config
-from rwkv_es.environment.host import Ask, Staging, serve
+from rwkv_es.environment.children import Staging
+from rwkv_es.environment.host import Ask, serve
 from rwkv_es.environment.play import Answer, Cut, Game, Said
 from rwkv_es.reward.pool import bounds_of
 from rwkv_es.reward.sheet import TRIES

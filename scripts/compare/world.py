@@ -15,8 +15,8 @@ from rwkv_es.engine.engines import examined
 from rwkv_es.engine.rollout import rollout
 from rwkv_es.engine.scheduler import Request, with_shared_prefixes
 from rwkv_es.engine.stops import cut, make_stops
+from rwkv_es.environment.children import Staging
 from rwkv_es.environment.episodes import Episodes, begun
-from rwkv_es.environment.host import Staging
 from rwkv_es.environment.parts import part_of_task
 from rwkv_es.environment.pool import MOST_CHARS, Environments
 from rwkv_es.model.forward import Model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_es.environment.host import Staging
+from rwkv_es.environment.children import Staging
 from rwkv_es.environment.play import Cut
 from rwkv_es.environment.pool import Environments
 from rwkv_es.system.errors import RewardError
