@@ -133,7 +133,8 @@ class _Rows:
         self.weights = self._weights()
         kept = [self.kept_of.get(request.id if prefix is None else prefix, -1) for _, request, prefix in admissions]
         new = self._index([admission.slot for admission, row in zip(admissions, kept) if row < 0])
-        reset_rows_(self.state, self.weights.rows(new), new)
+        if len(new):
+            reset_rows_(self.state, self.weights.rows(new), new)
         others = self._index([admission.slot for admission, row in zip(admissions, kept) if row >= 0])
         if len(others):
             self.state.copy_rows_(others, self.kept, self._index([row for row in kept if row >= 0]))
@@ -176,12 +177,11 @@ class _Rows:
         is_end = (count > 0) & (last == self.decoding.stops.end_id)
         for slot in np.flatnonzero((count > 0) & self.can_end[kind, last] & ~is_end):
             is_end[slot] = self.stops[kind[slot]].hit(self.written[slot, : count[slot]].tolist())
-        is_broken = self.is_broken[:num_active]
-        finish = np.where(is_broken, "broken", np.where(is_end, "stop", "length"))
-        return {
-            int(slot): Completion(self.written[slot, : count[slot]].tolist(), str(finish[slot]))
-            for slot in np.flatnonzero(is_broken | is_end | (count >= self.most[:num_active]))
-        }
+        is_broken, found = self.is_broken[:num_active], {}
+        for slot in np.flatnonzero(is_broken | is_end | (count >= self.most[:num_active])).tolist():
+            finish = "broken" if is_broken[slot] else "stop" if is_end[slot] else "length"
+            found[slot] = Completion(self.written[slot, : count[slot]].tolist(), finish)
+        return found
 
     def save_prefixes(self, scheduler: Scheduler) -> None:
         """Save the state of every row that has just read a prefix which others wait for."""

@@ -162,7 +162,7 @@ class Episodes:
 
     def _continued(self, place: int, episode: Episode, reply: str) -> Request | None:
         try:
-            unread, read = continuation(self.tokenizer, episode, reply)
+            unread, read, text = continuation(self.tokenizer, episode, reply)
         except ConfigError as error:
             episode.fail(str(error), str(error))
             self._forget(episode)
@@ -172,7 +172,7 @@ class Episodes:
             self._cut(place, episode, "tokens")
             return None
         episode.num_replied += len(read)
-        episode.text += self.tokenizer.decode(read)
+        episode.text += text
         request = episode.request
         return request._replace(
             prompt=(*unread, *read),
@@ -186,8 +186,8 @@ class Episodes:
             self.environments.forget(episode.number)
 
 
-def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[Sequence[int], Sequence[int]]:
-    """Return what is to be read before the next answer: the last token of the last one, and the reply's tokens.
+def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[Sequence[int], Sequence[int], str]:
+    """Return what is to be read before the next answer: the last token of the last one, the reply's tokens, their text.
 
     What the model wrote itself of the template's next turn, such as the "User:" that ended its answer, is not read
     twice. An end token is not read, unless there is nothing else.
@@ -199,21 +199,23 @@ def continuation(tokenizer: Tokenizer, episode: Episode, reply: str) -> tuple[Se
     reply = without_blank_lines(reply) if before else reply
     tokens, head = episode.last, before.encode()
     if tokens[-1] == tokenizer.end_id:
-        read = _encoded(tokenizer, before + reply + after)
-        return ([], read) if read else (tokens[-1:], [])
+        read, text = _encoded(tokenizer, before + reply + after)
+        return ([], read, text) if read else (tokens[-1:], [], "")
     if not before:  # of which the model could have written something
-        return tokens[-1:], _encoded(tokenizer, reply + after)
+        return tokens[-1:], *_encoded(tokenizer, reply + after)
     data = [tokenizer.token_bytes[token] for token in tokens]
     for unread in (tokens[-1:], []):  # without the last token, if that goes beyond what the turn begins with
         written = _after_answer(b"".join(data), b"".join(data if unread else data[:-1]), episode.setting.stop)
         if written is not None and head.startswith(written):
-            return unread, _encoded(tokenizer, head[len(written) :].decode("utf-8", "ignore") + reply + after)
-    return tokens[-1:], _encoded(tokenizer, before + reply + after)
+            return unread, *_encoded(tokenizer, head[len(written) :].decode("utf-8", "ignore") + reply + after)
+    return tokens[-1:], *_encoded(tokenizer, before + reply + after)
 
 
 @lru_cache(maxsize=1024)  # many environments have few replies
-def _encoded(tokenizer: Tokenizer, text: str) -> Sequence[int]:
-    return tokenizer.encode(text)
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[Sequence[int], str]:
+    """Return a text's tokens, and what they say."""
+    tokens = tokenizer.encode(text)
+    return tokens, tokenizer.decode(tokens)
 
 
 def _after_answer(data: bytes, read: bytes, stop: Sequence[str]) -> bytes | None:

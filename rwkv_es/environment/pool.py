@@ -145,8 +145,11 @@ class Environments:
         asks: list[Ask] = []
         for number in self._asks:
             problem, texts = self._begun.get(number, (None, None))
-            asks.append((number, None, texts and texts[-1:]) if number in self._known else (number, problem, texts))
-            self._known |= {number} & self._begun.keys()
+            if number in self._known:
+                problem, texts = None, texts and texts[-1:]
+            elif texts:
+                self._known.add(number)
+            asks.append((number, problem, texts))
         self._asks = []
         try:
             return pickle.dumps(asks)

@@ -26,7 +26,7 @@ def read(written, reply, template, stop=(), is_ended=False):
     task = Task("t", None, None, "1", stop, 8, template)
     setting = Setting("", stop, (), turn_of(task, Prompting()), Limits(9, 99))
     tokens = [*WORLD.encode(written), *([END_ID] if is_ended else [])]
-    unread, rest = continuation(WORLD, Episode(Problem("", ""), setting, None, last=tokens), reply)
+    unread, rest, _ = continuation(WORLD, Episode(Problem("", ""), setting, None, last=tokens), reply)
     kept = WORLD.decode(tokens[:-1]) + WORLD.decode(unread)
     return kept, WORLD.decode(rest), (unread, rest)
 
