@@ -23,8 +23,9 @@ from triton.runtime import JITFunction, driver
 
 from rwkv_es.gpu import kernels as layer_kernels
 from rwkv_es.gpu import loop_kernels, product_kernels, prompt_kernels
-from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Reading, Texts, Work, layout_of
+from rwkv_es.gpu.operands import LayerNoise, LayerVectors, Reading, Texts, Work, layout_of
 from rwkv_es.gpu.slots import AT_ONCE
+from rwkv_es.model.layers import MATRICES
 from rwkv_es.noise import gpu_kernels as noise_kernels
 
 ARCHITECTURES = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from rwkv_es.model.batch import MULTIPLES, shares
 from rwkv_es.model.forward import Model, State, layer_norm, new_state
-from rwkv_es.model.layers import announced, are_covered, half_widths, layer_params, pack
+from rwkv_es.model.layers import (
+    MATRICES,
+    VECTORS,
+    announced,
+    are_covered,
+    half_widths,
+    layer_params,
+    pack,
+    pack_vectors,
+)
 from rwkv_es.model.layout import Arch, Params
 from rwkv_es.model.weights import Factors, Weights
 
@@ -30,8 +39,8 @@ _COMPILING = "rwkv-es: compiling the CPU kernels, once on this machine; this tak
 class Layer(NamedTuple):
     """A layer's parameters in the kernels' order."""
 
-    vectors: Any  # kernels.LayerVectors
-    matrices: tuple[Any, ...]  # views as (in,out), in the order of kernels.MATRICES; None: not used
+    vectors: np.ndarray  # (19,C), in the order of layers.VECTORS
+    matrices: tuple[Any, ...]  # views as (in,out), in the order of layers.MATRICES; None: not used
 
 
 class Perturbation(NamedTuple):
@@ -40,6 +49,9 @@ class Perturbation(NamedTuple):
     block: np.ndarray
     place: np.ndarray
     scale: np.ndarray
+    vectors: np.ndarray
+    vector_place: np.ndarray
+    vector_scale: np.ndarray
 
 
 class Scratch(NamedTuple):
@@ -53,6 +65,7 @@ class Scratch(NamedTuple):
     half_arrays: tuple[np.ndarray, ...]
     hidden_array: np.ndarray
     coefficient: np.ndarray  # (R,NUM_MATRICES,r)
+    own: np.ndarray  # (NUM_VECTORS,C)
 
 
 def is_able(model: Model, factors: Factors | None) -> bool:
@@ -60,7 +73,7 @@ def is_able(model: Model, factors: Factors | None) -> bool:
     like = model.params["emb.weight"]
     if kernels is None or like.device.type != "cpu" or like.dtype != torch.float32:
         return False
-    return are_covered(factors, kernels.MATRICES)
+    return are_covered(factors, (*MATRICES, *VECTORS))
 
 
 class Rows(NamedTuple):
@@ -91,7 +104,7 @@ class FusedEngine:
     def __init__(self, model: Model, factors: Factors | None, num_threads: int, row_multiple: int) -> None:
         self.model, self.row_multiple = model, row_multiple
         self.layers = [_layer(model.params, i) for i in range(model.arch.n_layer)]
-        self.noise = [_pack(factors, i) for i in range(model.arch.n_layer)]
+        self.noise = [_pack(model, factors, i) for i in range(model.arch.n_layer)]
         rank = max(noise.block.shape[1] for noise in self.noise)
         self.scratch = [_scratch(model, rank) for _ in range(num_threads)]
         self.threads = ThreadPoolExecutor(num_threads)
@@ -139,7 +152,7 @@ class FusedEngine:
             block = rows.part(start, min(start + ROWS_PER_BLOCK, len(rows.x)))
             buffers, x = scratch(len(block.x)), block.x.numpy()
             for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-                seen = kernels.LayerNoise(*noise, block.direction, block.sign, buffers.coefficient)
+                seen = _noise(noise, block, buffers)
                 kernels.norm_and_mix(x, block.att_shift[i], layer.vectors, buffers.work.mixed, seen)
                 _time_mix_(layer, seen, block, buffers, i)
                 kernels.norm_and_shift(x, block.ffn_shift[i], layer.vectors, buffers.work.mixed[0], seen)
@@ -181,17 +194,23 @@ def _rows(x: Tensor, weights: Weights, state: State) -> Rows:
 
 
 def _layer(params: Params, i: int) -> Layer:
-    found = layer_params(params, i, kernels.MATRICES)
-    norms, mixes, vectors, ffn_mix = (t.numpy() for t in found[:4])
-    return Layer(kernels.LayerVectors(norms.reshape(2, 2, -1), mixes, vectors, ffn_mix), found.matrices)
+    found = layer_params(params, i)
+    return Layer(found.vectors.numpy(), found.matrices)
 
 
-def _pack(factors: Factors | None, i: int) -> Perturbation:
-    packed = pack(factors, i, kernels.MATRICES)
-    place, scale = np.array(packed.place, np.int64), np.array(packed.scale, np.float32)
-    if packed.block is None:
-        return Perturbation(np.zeros((1, 0, 0), np.uint16), place, scale)
-    return Perturbation(packed.block.view(torch.uint16).numpy(), place, scale)
+def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
+    matrices, vectors = pack(factors, i), pack_vectors(model, factors, i)
+    block = torch.zeros(1, 0, 0, dtype=torch.bfloat16) if matrices.block is None else matrices.block
+    found = []
+    for values, place, scale in ((block, *matrices[1:]), vectors):
+        bits = values.view(torch.uint16).numpy()
+        found += [bits, np.array(place, np.int64), np.array(scale, np.float32)]
+    return Perturbation(*found)
+
+
+def _noise(noise: Perturbation, rows: Rows, buffers: Scratch) -> Any:
+    matrices = (noise.block, noise.place, noise.scale, rows.direction, rows.sign, buffers.coefficient)
+    return kernels.LayerNoise(*matrices, noise.vectors, noise.vector_place, noise.vector_scale, buffers.own)
 
 
 def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
@@ -200,6 +219,7 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
     widths = (6 * c, 7 * c, *half_widths(model), f, c)
     memory = [torch.empty(ROWS_PER_BLOCK * width) for width in widths]
     coefficient = np.zeros((ROWS_PER_BLOCK, kernels.NUM_MATRICES, rank), np.float32)
+    own = np.empty((kernels.NUM_VECTORS, c), np.float32)
     heads = np.empty((max(kernels.HEADS_AT_ONCE, model.arch.n_head), 5 * kernels.K_H), np.float32)
 
     @cache
@@ -218,6 +238,7 @@ def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:
             half_arrays=tuple(half.numpy() for half in halves),
             hidden_array=hidden.numpy(),
             coefficient=coefficient[:rows],
+            own=own,
         )
 
     return buffers

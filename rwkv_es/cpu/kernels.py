@@ -8,21 +8,19 @@ If shifts and state have one row, it reads all the rows of x as its tokens, one 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rwkv_es.cpu.vectors import LANES, add, fma, load, load_bf16, mul, splat, store, sub, total
+from rwkv_es.cpu.vectors import LANES, OPTIONS, dot, fma, inline, load, load_bf16, mul, splat, store, sub, value
+from rwkv_es.model.layers import MATRICES, VECTORS
 from rwkv_es.noise.compiled import compiled
 
-MATRICES = (
-    *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
-    *("att.w1", "att.a1", "att.v1", "att.g1", "att.w2", "att.a2", "att.v2", "att.g2"),
-    *("ffn.key.weight", "ffn.value.weight"),
-)
-NUM_MATRICES = len(MATRICES)
+NUM_MATRICES, NUM_VECTORS = len(MATRICES), len(VECTORS)
 K_H = 64  # head size: a constant, so that loops over a head are unrolled into vectors
 R, K, V, OUT, W1, A1, V1, G1, W2, A2, V2, G2, FFN_KEY, FFN_VALUE = range(NUM_MATRICES)
+LN1, LN1_BIAS, LN2, LN2_BIAS, X_R, X_K, X_V, X_W, X_A, X_G = range(10)
+W0, A0, V0, K_K, K_A, R_K, LN_X, LN_X_BIAS, FFN_X_K = range(10, NUM_VECTORS)
 
 
 class LayerNoise(NamedTuple):
@@ -34,15 +32,10 @@ class LayerNoise(NamedTuple):
     direction: np.ndarray  # (S,) int64: each row's place in the block
     sign: np.ndarray  # (S,)
     coefficient: np.ndarray  # (S,NUM_MATRICES,r): carries scale * sign * (x @ B) from the input to the output side
-
-
-class LayerVectors(NamedTuple):
-    """A layer's parameters that are no matrices."""
-
-    norms: np.ndarray  # (2,2,C): ln1 and ln2, weight and bias
-    mixes: np.ndarray  # (6,C): x_r x_k x_v x_w x_a x_g
-    vectors: np.ndarray  # (8,C): w0 a0 v0 k_k k_a r_k, ln_x's weight and bias
-    ffn_mix: np.ndarray  # (C,)
+    vectors: np.ndarray  # (D,n,C) uint16: the vectors' noise, as bf16 bits
+    vector_place: np.ndarray  # (NUM_VECTORS,): where a vector's noise is among the n; -1: no target
+    vector_scale: np.ndarray  # (NUM_VECTORS,): sigma * multiplier
+    own: np.ndarray  # (NUM_VECTORS,C): where a row's own vectors are made
 
 
 class Work(NamedTuple):
@@ -60,13 +53,10 @@ _ONE, _HALF = np.float32(1), np.float32(0.5)
 _LOG_DECAY = np.float32(-0.606531)
 HEADS_AT_ONCE = 64  # or those of one row, if it has more
 
-# Without numba's counting of references (_nrt) a slice costs nothing; the kernels then may not allocate.
-_OPTIONS: Any = {"nogil": True, "fastmath": True, "error_model": "numpy", "_nrt": False}
-_kernel = compiled(**_OPTIONS)
-_inline = compiled(inline="always", **_OPTIONS)
+_kernel = compiled(**OPTIONS)
 
 
-@_inline
+@inline
 def _exp(x):
     """Exponential by a polynomial that the compiler can vectorise; relative error below 2e-7 in [-87, 88]."""
     x = min(max(x, np.float32(-87)), np.float32(88))
@@ -81,36 +71,12 @@ def _exp(x):
     return p * np.int32((k + 127) << 23).view(np.float32)
 
 
-@_inline
+@inline
 def _sigmoid(x):
     return _ONE / (_ONE + _exp(-x))
 
 
-@_inline
-def _value(bits):
-    """Return the number of a bf16's bits: exactly the factor, at half of its memory traffic."""
-    return np.uint32(np.uint32(bits) << 16).view(np.float32)
-
-
-@_inline
-def _dot(x, factor):
-    """Return <x, factor>: x (n,) fp32, factor (n,) bf16 bits."""
-    zero, whole, quarters = splat(np.float32(0)), len(x) // LANES * LANES, len(x) // (4 * LANES) * (4 * LANES)
-    t0, t1, t2, t3 = zero, zero, zero, zero  # four sums side by side: one would wait for itself
-    for c in range(0, quarters, 4 * LANES):
-        t0 = fma(load(x, c), load_bf16(factor, c), t0)
-        t1 = fma(load(x, c + LANES), load_bf16(factor, c + LANES), t1)
-        t2 = fma(load(x, c + 2 * LANES), load_bf16(factor, c + 2 * LANES), t2)
-        t3 = fma(load(x, c + 3 * LANES), load_bf16(factor, c + 3 * LANES), t3)
-    for c in range(quarters, whole, LANES):
-        t0 = fma(load(x, c), load_bf16(factor, c), t0)
-    result = total(add(add(t0, t1), add(t2, t3)))
-    for c in range(whole, len(x)):
-        result += x[c] * _value(factor[c])
-    return result
-
-
-@_inline
+@inline
 def _take(x, noise, s, matrix):
     """Take the input side of a perturbation: coefficient = scale * <x, factor>, for every rank."""
     place = noise.place[matrix]
@@ -119,10 +85,10 @@ def _take(x, noise, s, matrix):
     scale = noise.scale[matrix] * noise.sign[s]
     sides, end = noise.block[noise.direction[s]], place + len(x)
     for q in range(len(sides)):
-        noise.coefficient[s, matrix, q] = _dot(x, sides[q][place:end]) * scale
+        noise.coefficient[s, matrix, q] = dot(x, sides[q][place:end]) * scale
 
 
-@_inline
+@inline
 def _add(y, noise, s, matrix):
     """Add the output side of a perturbation: y += sum over ranks of coefficient * factor."""
     place = noise.place[NUM_MATRICES + matrix]
@@ -139,19 +105,32 @@ def _add(y, noise, s, matrix):
             more = fma(w1, load_bf16(f1, c), fma(w0, load_bf16(f0, c), load(y, c)))
             store(y, c, fma(w3, load_bf16(f3, c), fma(w2, load_bf16(f2, c), more)))
         for c in range(whole, len(y)):
-            more = weight[q] * _value(f0[c]) + weight[q + 1] * _value(f1[c])
-            y[c] += more + weight[q + 2] * _value(f2[c]) + weight[q + 3] * _value(f3[c])
+            more = weight[q] * value(f0[c]) + weight[q + 1] * value(f1[c])
+            y[c] += more + weight[q + 2] * value(f2[c]) + weight[q + 3] * value(f3[c])
     for q in range(blocked, len(sides)):
         side, w0 = sides[q][place:end], splat(weight[q])
         for c in range(0, whole, LANES):
             store(y, c, fma(w0, load_bf16(side, c), load(y, c)))
         for c in range(whole, len(y)):
-            y[c] += weight[q] * _value(side[c])
+            y[c] += weight[q] * value(side[c])
 
 
-@_inline
-def _normalise(x, norm, out):
-    """Layer norm with eps 1e-5: x (C,), norm (2,C) weight and bias -> out (C,)."""
+@inline
+def _vector(vectors, noise, s, which):
+    """Return a vector as row s sees it, (C,): the one of all rows, or its own, made anew."""
+    shared, place = vectors[which], noise.vector_place[which]
+    if place < 0:
+        return shared
+    own, values = noise.own[which], noise.vectors[noise.direction[s]][place]
+    weight = splat(noise.vector_scale[which] * noise.sign[s])
+    for c in range(0, len(shared), LANES):
+        store(own, c, fma(weight, load_bf16(values, c), load(shared, c)))
+    return own
+
+
+@inline
+def _normalise(x, weight, bias, out):
+    """Layer norm with eps 1e-5: x (C,), weight and bias (C,) -> out (C,)."""
     mean = np.float32(0)
     for c in range(len(x)):
         mean += x[c]
@@ -161,24 +140,31 @@ def _normalise(x, norm, out):
         variance += (x[c] - mean) * (x[c] - mean)
     inverse = _ONE / np.sqrt(variance / np.float32(len(x)) + np.float32(1e-5))
     for c in range(len(x)):
-        out[c] = (x[c] - mean) * inverse * norm[0, c] + norm[1, c]
+        out[c] = (x[c] - mean) * inverse * weight[c] + bias[c]
 
 
 @_kernel
-def norm_and_mix(x, shift, layer, mixed, noise):
+def norm_and_mix(x, shift, vectors, mixed, noise):
     """Begin a time mix: layer norm, token shift, the six mixes: x (S,C) -> mixed (6,S,C) in the order r k v w a g.
 
     In place: shift (S,C) becomes the normalised x.
     """
     for s in range(len(x)):
         old, normal = shift[min(s, len(shift) - 1)], mixed[5, s]
-        _normalise(x[s], layer.norms[0], normal)
+        _normalise(x[s], _vector(vectors, noise, s, LN1), _vector(vectors, noise, s, LN1_BIAS), normal)
+        x_r, x_k = _vector(vectors, noise, s, X_R), _vector(vectors, noise, s, X_K)
+        x_v, x_w = _vector(vectors, noise, s, X_V), _vector(vectors, noise, s, X_W)
+        x_a, x_g = _vector(vectors, noise, s, X_A), _vector(vectors, noise, s, X_G)
         for c in range(0, len(normal), LANES):
             values = load(normal, c)
             change = sub(load(old, c), values)
             store(old, c, values)
-            for m in range(6):
-                store(mixed[m, s], c, fma(change, load(layer.mixes[m], c), values))
+            store(mixed[0, s], c, fma(change, load(x_r, c), values))
+            store(mixed[1, s], c, fma(change, load(x_k, c), values))
+            store(mixed[2, s], c, fma(change, load(x_v, c), values))
+            store(mixed[3, s], c, fma(change, load(x_w, c), values))
+            store(mixed[4, s], c, fma(change, load(x_a, c), values))
+            store(mixed[5, s], c, fma(change, load(x_g, c), values))
         _take(mixed[0, s], noise, s, R)
         _take(mixed[1, s], noise, s, K)
         _take(mixed[2, s], noise, s, V)
@@ -208,11 +194,12 @@ def activate_pairs(w, a, v, g, noise):
         _take(g[s], noise, s, G2)
 
 
-@_inline
-def _finish_vectors(s, work, layer, is_first, noise):
+@inline
+def _finish_vectors(s, work, vectors, is_first, noise):
     """Make decay, learning rate, removal key, key and value of row s from the products, in place."""
-    vectors, products, v_first, kk = layer.vectors, work.products, work.v_first[s], work.mixed[1, s]
-    w0, a0, v0, k_k, k_a = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
+    products, v_first, kk = work.products, work.v_first[s], work.mixed[1, s]
+    w0, a0, v0 = _vector(vectors, noise, s, W0), _vector(vectors, noise, s, A0), _vector(vectors, noise, s, V0)
+    k_k, k_a = _vector(vectors, noise, s, K_K), _vector(vectors, noise, s, K_A)
     r, k, v, w = products[0, s], products[1, s], products[2, s], products[3, s]
     a, mix_v, g = products[4, s], products[5, s], products[6, s]
     _add(r, noise, s, R)
@@ -237,7 +224,7 @@ def _finish_vectors(s, work, layer, is_first, noise):
         k[c] *= _ONE + (a[c] - _ONE) * k_a[c]
 
 
-@_inline
+@inline
 def _gather_head(work, place, head):
     """Copy what the state update of row s, head h (place) reads, (K_h,) each, into one place: head (5*K_h,).
 
@@ -263,7 +250,7 @@ def _gather_head(work, place, head):
         head[4 * K_H + j] = kk[j] * inverse
 
 
-@_inline
+@inline
 def _update_head(state, head, v, y):
     """Renew one head's state in place and read it: state (K_h,K_h), head from `_gather_head`, v and y (K_h,).
 
@@ -295,7 +282,7 @@ def _update_head(state, head, v, y):
     store(y, 48, y3)
 
 
-@_inline
+@inline
 def _norm_head(y, weight, bias):
     """Group norm of one head, in place, eps 64e-5."""
     size = np.float32(len(y))
@@ -311,14 +298,14 @@ def _norm_head(y, weight, bias):
         y[j] = (y[j] - mean) * inverse * weight[j] + bias[j]
 
 
-@_inline
-def _finish_head(work, layer, place):
+@inline
+def _finish_head(work, place, r_k, weight, bias):
     """Make a head's part of work.mixed[0] from what was read of its state: group norm, bonus, gate."""
     s, h = place
     p, q = h * K_H, (h + 1) * K_H
     r, k, v = work.products[0, s][p:q], work.products[1, s][p:q], work.products[2, s][p:q]
-    y, g, r_k = work.mixed[0, s][p:q], work.products[6, s][p:q], layer.vectors[5][p:q]
-    _norm_head(y, layer.vectors[6][p:q], layer.vectors[7][p:q])
+    y, g, r_k = work.mixed[0, s][p:q], work.products[6, s][p:q], r_k[p:q]
+    _norm_head(y, weight[p:q], bias[p:q])
     bonus = np.float32(0)
     for j in range(K_H):
         bonus += r[j] * k[j] * r_k[j]
@@ -327,7 +314,7 @@ def _finish_head(work, layer, place):
 
 
 @_kernel
-def update_state(state, work, layer, is_first, noise):
+def update_state(state, work, vectors, is_first, noise):
     """The state update, group norm, bonus and gate: work -> work.mixed[0] (S,C), ready for the output matrix.
 
     In place: state (S,H,K_h,K_h), fp32 or fp16 bits, is renewed, v_first set by the first layer. A few rows go through
@@ -338,7 +325,7 @@ def update_state(state, work, layer, is_first, noise):
     for first in range(0, num_rows, rows_at_once):
         last = min(first + rows_at_once, num_rows)
         for s in range(first, last):
-            _finish_vectors(s, work, layer, is_first, noise)
+            _finish_vectors(s, work, vectors, is_first, noise)
             for h in range(num_heads):
                 _gather_head(work, (s, h), work.heads[(s - first) * num_heads + h])
         for s in range(first, last):
@@ -347,13 +334,15 @@ def update_state(state, work, layer, is_first, noise):
                 p, q = h * K_H, (h + 1) * K_H
                 _update_head(of_row[h], work.heads[(s - first) * num_heads + h], v[p:q], y[p:q])
         for s in range(first, last):
+            r_k, weight = _vector(vectors, noise, s, R_K), _vector(vectors, noise, s, LN_X)
+            bias = _vector(vectors, noise, s, LN_X_BIAS)
             for h in range(num_heads):
-                _finish_head(work, layer, (s, h))
+                _finish_head(work, (s, h), r_k, weight, bias)
             _take(work.mixed[0, s], noise, s, OUT)
 
 
 @_kernel
-def norm_and_shift(x, shift, layer, mixed, noise):
+def norm_and_shift(x, shift, vectors, mixed, noise):
     """Begin a channel mix: x (S,C) -> layer norm, token shift and the mix -> mixed (S,C).
 
     In place: the output matrix's perturbation is added to x; shift (S,C) is renewed.
@@ -361,12 +350,13 @@ def norm_and_shift(x, shift, layer, mixed, noise):
     for s in range(len(x)):
         old, normal = shift[min(s, len(shift) - 1)], mixed[s]
         _add(x[s], noise, s, OUT)
-        _normalise(x[s], layer.norms[1], normal)
+        _normalise(x[s], _vector(vectors, noise, s, LN2), _vector(vectors, noise, s, LN2_BIAS), normal)
+        x_k = _vector(vectors, noise, s, FFN_X_K)
         for c in range(0, len(normal), LANES):
             values = load(normal, c)
             change = sub(load(old, c), values)
             store(old, c, values)
-            store(normal, c, fma(change, load(layer.ffn_mix, c), values))
+            store(normal, c, fma(change, load(x_k, c), values))
         _take(mixed[s], noise, s, FFN_KEY)
 
 

@@ -105,7 +105,7 @@ class _Sums(NamedTuple):
     entries: int  # of all targets
     largest: int  # entries of the largest target
     values: int  # noise values of a direction
-    packed: int  # those of the matrices that the fused kernels perturb themselves
+    packed: int  # those of what the fused kernels perturb themselves
     sizes: frozenset[int]  # the numbers of noise values that a target's direction has
 
 
@@ -118,11 +118,11 @@ def _sums(arch: Arch, targets: Mapping[str, Target], load: Load) -> _Sums:
     shapes = dict(expected_shapes(arch))
     shapes.update({name: (*t.batch, t.p, t.q) for name, t in targets.items() if name not in shapes})  # initial states
     in_8_bits = {name for name, shape in shapes.items() if is_int8(load, name, shape)}
-    has_masters = load.master == "fp32" and BYTES[load.dtype] == 2
+    has_masters, has_vectors = load.master == "fp32" and BYTES[load.dtype] == 2, load.engine == "numba"
     mastered = targets.keys() - in_8_bits if has_masters else set()
     others = shapes.keys() - mastered - in_8_bits if mastered else set()
     entries = {name: math.prod(shape) for name, shape in shapes.items()}
-    in_block = [t for n, t in targets.items() if n.startswith("blocks.") and not (t.is_full or t.batch)]
+    in_block = [t for n, t in targets.items() if n.startswith("blocks.") and not t.batch and t.is_full <= has_vectors]
     return _Sums(
         weights=sum(
             n + 4 * shapes[name][0] if name in in_8_bits else n * BYTES[load.dtype] for name, n in entries.items()

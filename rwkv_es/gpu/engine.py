@@ -14,11 +14,11 @@ from torch import Tensor
 
 from rwkv_es.gpu import layer as layers
 from rwkv_es.gpu.layer import Scratch, kernels
-from rwkv_es.gpu.operands import MATRICES, LayerNoise, Reading, layout_of
+from rwkv_es.gpu.operands import LayerNoise, Reading, layout_of
 from rwkv_es.gpu.operands import Work as LayerWork
 from rwkv_es.model.batch import MULTIPLES
 from rwkv_es.model.forward import Model, State, forward, layer_norm, logits, new_state
-from rwkv_es.model.layers import announced, are_covered, half_widths
+from rwkv_es.model.layers import MATRICES, announced, are_covered, half_widths
 from rwkv_es.model.layout import Arch
 from rwkv_es.model.weights import Factors, Weights
 

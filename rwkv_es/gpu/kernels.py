@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Work
+from rwkv_es.gpu.operands import LayerNoise, LayerVectors, Work
+from rwkv_es.model.layers import MATRICES
 
 if tuple(int(number) for number in triton.__version__.split(".")[:2]) < (3, 4):
     raise ImportError(f"the kernels take tuples, as Triton knows them from 3.4 on; this is {triton.__version__}")

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rwkv_es.gpu.operands import MATRICES, LayerNoise, LayerVectors, Texts, Work, layout_of
+from rwkv_es.gpu.operands import LayerNoise, LayerVectors, Texts, Work, layout_of
 from rwkv_es.model.forward import Model, State
-from rwkv_es.model.layers import layer_params, matrix_of, pack, share_block_
+from rwkv_es.model.layers import MATRICES, layer_params, matrix_of, pack, share_block_
 from rwkv_es.model.weights import Factors
 
 _ALIGNED = 16  # values: factors are read 16 bytes at a time
@@ -62,19 +62,20 @@ def what_is_missing() -> str:
 
 def made(model: Model, i: int, buffer: Tensor) -> Layer:
     """Collect the parameters of layer i; int8 matrices are turned back in the buffer, one at a time."""
-    *vectors, matrices = layer_params(model.params, i, MATRICES)
+    vectors, matrices = layer_params(model.params, i)
     found = (None if m is None else matrix_of(model, f"blocks.{i}.{n}", m, buffer) for n, m in zip(MATRICES, matrices))
-    return Layer(LayerVectors(*vectors), tuple(found), i == 0)
+    norms, mixes, others, ffn_mix = vectors.split((4, 6, 8, 1))
+    return Layer(LayerVectors(norms, mixes, others, ffn_mix), tuple(found), i == 0)
 
 
 def packed(model: Model, factors: Factors | None, i: int) -> Perturbation:
     """Lay a layer's factors side by side. In bf16 they are then held once: `factors` become views."""
-    device, found = model.like.device, pack(factors, i, MATRICES, _ALIGNED)
+    device, found = model.like.device, pack(factors, i, _ALIGNED)
     if factors is None or found.block is None:
         nothing = torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
         return Perturbation(nothing, torch.zeros(len(MATRICES), device=device), layout_of(1, 1, found.place))
     if model.like.dtype == torch.bfloat16:
-        share_block_(factors, i, MATRICES, found)
+        share_block_(factors, i, found)
     layout = layout_of(found.block.shape[1], found.block.shape[2], found.place)
     return Perturbation(found.block, torch.tensor(found.scale, device=device), layout)
 

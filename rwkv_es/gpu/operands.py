@@ -4,12 +4,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-MATRICES = (
-    *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
-    *("att.w1", "att.a1", "att.v1", "att.g1", "att.w2", "att.a2", "att.v2", "att.g2"),
-    *("ffn.key.weight", "ffn.value.weight"),
-)
-
 Layout = tuple[int, ...]  # rank, width of the block, then of every matrix where its input sides start, then its outputs
 
 

@@ -14,6 +14,15 @@ from rwkv_es.model.forward import Model
 from rwkv_es.model.layout import Params
 from rwkv_es.model.weights import Factors
 
+MATRICES = (
+    *("att.receptance.weight", "att.key.weight", "att.value.weight", "att.output.weight"),
+    *("att.w1", "att.a1", "att.v1", "att.g1", "att.w2", "att.a2", "att.v2", "att.g2"),
+    *("ffn.key.weight", "ffn.value.weight"),
+)
+VECTORS = (
+    *("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias", *(f"att.x_{letter}" for letter in "rkvwag")),
+    *("att.w0", "att.a0", "att.v0", "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias", "ffn.x_k"),
+)
 SLOW_START_S = 1.0
 _OUTSIDE = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
 
@@ -21,11 +30,8 @@ _OUTSIDE = ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias", "blocks
 class LayerParams(NamedTuple):
     """A layer's parameters."""
 
-    norms: Tensor  # (4,C): ln1 and ln2, weight and bias
-    mixes: Tensor  # (6,C): x_r x_k x_v x_w x_a x_g
-    vectors: Tensor  # (8,C): w0 a0 v0 k_k k_a r_k, ln_x's weight and bias
-    ffn_mix: Tensor  # (C,)
-    matrices: tuple[Tensor | None, ...]  # views as (in,out), in the order asked for; None: not used
+    vectors: Tensor  # (19,C), in the order of VECTORS
+    matrices: tuple[Tensor | None, ...]  # views as (in,out), in the order of MATRICES; None: not used
 
 
 class Matrix(NamedTuple):
@@ -72,43 +78,37 @@ class PackedFactors(NamedTuple):
     scale: list[float]  # (M,)
 
 
-def are_covered(factors: Factors | None, matrices: Sequence[str]) -> bool:
-    """Say whether kernels that know these matrices can apply the perturbations."""
+def are_covered(factors: Factors | None, in_layers: Sequence[str]) -> bool:
+    """Say whether kernels that perturb these tensors of a layer can apply all the perturbations."""
     targets = factors.scale if factors else ()
-    return all(name in _OUTSIDE or name.endswith(("time_state", *matrices)) for name in targets)
+    return all(name in _OUTSIDE or name.endswith(("time_state", *in_layers)) for name in targets)
 
 
-def layer_params(params: Params, i: int, matrices: Sequence[str]) -> LayerParams:
+def layer_params(params: Params, i: int) -> LayerParams:
     """Collect the parameters of layer i."""
-    block = f"blocks.{i}."
-
-    def rows(*names: str) -> Tensor:
-        return torch.stack([params[block + name].flatten() for name in names])
-
-    value_mix = "att.v0" if i else "att.a0"  # layer 0 has no value mix: anything of that shape
-    norms = rows("ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias")
-    vectors = rows("att.w0", "att.a0", value_mix, "att.k_k", "att.k_a", "att.r_k", "att.ln_x.weight", "att.ln_x.bias")
-    unused = ("att.v1", "att.v2") if i == 0 else ()
-    found = {name: None if name in unused else params[block + name] for name in matrices}
+    block, unused = f"blocks.{i}.", ("att.v0", "att.v1", "att.v2") if i == 0 else ()
+    like = params[block + "att.a0"].flatten()  # layer 0 has no value mix: anything of that shape
+    vectors = torch.stack([like if name in unused else params[block + name].flatten() for name in VECTORS])
+    found = {name: None if name in unused else params[block + name] for name in MATRICES}
     turned = (m.t() if m is not None and name.endswith(".weight") else m for name, m in found.items())
-    return LayerParams(norms, rows(*(f"att.x_{c}" for c in "rkvwag")), vectors, rows("ffn.x_k")[0], tuple(turned))
+    return LayerParams(vectors, tuple(turned))
 
 
-def pack(factors: Factors | None, i: int, matrices: Sequence[str], multiple: int = 1) -> PackedFactors:
-    """Lay the factors of layer i side by side, input side before output side, in the order of the matrices.
+def pack(factors: Factors | None, i: int, multiple: int = 1) -> PackedFactors:
+    """Lay the matrices' factors in layer i side by side, input side before output side, in the order of MATRICES.
 
     Every side starts at a multiple of `multiple` values.
     """
-    place, scale = [-1] * (2 * len(matrices)), [0.0] * len(matrices)
+    place, scale = [-1] * (2 * len(MATRICES)), [0.0] * len(MATRICES)
     sides: list[Tensor] = []
     width = 0
-    for m, matrix in enumerate(matrices):
+    for m, matrix in enumerate(MATRICES):
         name = f"blocks.{i}.{matrix}"
         if factors is None or name not in factors.scale:
             continue
         pair = (factors.b[name], factors.a[name]) if name.endswith(".weight") else (factors.a[name], factors.b[name])
         scale[m] = factors.scale[name]
-        for at, side in zip((m, len(matrices) + m), pair):
+        for at, side in zip((m, len(MATRICES) + m), pair):
             place[at], gap = width, -side.shape[1] % multiple
             sides += [
                 side.mT.bfloat16(),
@@ -118,15 +118,35 @@ def pack(factors: Factors | None, i: int, matrices: Sequence[str], multiple: int
     return PackedFactors(torch.cat(sides, 2) if sides else None, place, scale)
 
 
-def share_block_(factors: Factors, i: int, matrices: Sequence[str], packed: PackedFactors) -> None:
-    """Make the factors of layer i, in place, views of the block that they were packed into: they are held once."""
+class PackedVectors(NamedTuple):
+    """The noise of a layer's vectors, of all directions."""
+
+    block: Tensor  # (D,n,C) bf16, of the n that are targets
+    place: list[int]  # (19,): where each of VECTORS stands in the block; -1: no target
+    scale: list[float]  # (19,): sigma * multiplier
+
+
+def pack_vectors(model: Model, factors: Factors | None, i: int) -> PackedVectors:
+    """Lay the noise of layer i's vectors side by side."""
+    targets = factors.scale if factors else {}
+    names = [f"blocks.{i}.{vector}" for vector in VECTORS]
+    found = [name for name in names if name in targets]
+    place = [found.index(name) if name in targets else -1 for name in names]
+    scale = [targets.get(name, 0.0) for name in names]
+    if factors is None or not found:
+        return PackedVectors(model.like.new_zeros(1, 1, model.arch.n_embd, dtype=torch.bfloat16), place, scale)
+    return PackedVectors(torch.stack([factors.a[name].flatten(1) for name in found], 1).bfloat16(), place, scale)
+
+
+def share_block_(factors: Factors, i: int, packed: PackedFactors) -> None:
+    """Make the factors of layer i's matrices, in place, views of the block they were packed into: held once."""
     assert packed.block is not None
-    for m, matrix in enumerate(matrices):
+    for m, matrix in enumerate(MATRICES):
         name = f"blocks.{i}.{matrix}"
         if name not in factors.scale:
             continue
         into, out = (factors.b, factors.a) if name.endswith(".weight") else (factors.a, factors.b)
-        for side, start in ((into, packed.place[m]), (out, packed.place[len(matrices) + m])):
+        for side, start in ((into, packed.place[m]), (out, packed.place[len(MATRICES) + m])):
             side[name] = packed.block[:, :, start : start + side[name].shape[1]].mT
 
 

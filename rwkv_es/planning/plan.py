@@ -217,10 +217,9 @@ def _engine(config: Config, targets: dict[str, Target], kind: str, dtype: str, *
         return config.engine
     is_plain = config.quantize == "none"
     outside = ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias")
-    if any(target.is_full and name not in outside for name, target in targets.items()):
-        return "torch"
     if kind == "cuda":
-        return "torch" if has_turns else "triton"
+        knows_all = all(name in outside or not target.is_full for name, target in targets.items())
+        return "triton" if knows_all and not has_turns else "torch"
     return "numba" if dtype == "fp32" and is_plain else "torch"
 
 

@@ -87,7 +87,7 @@ def test_a_state_of_fp16_starts_from_the_initial_state(tmp_path):
 @pytest.mark.parametrize("name", ["torch", "numba"])
 def test_a_row_that_reads_a_text_at_once_has_the_bits_of_one_that_reads_token_by_token(tmp_path, name, state_dtype):
     model = make_model(tmp_path, n_layer=3)._replace(state_dtype=state_dtype)
-    factors = draw_factors(noise_of(model, {"matrices": 1.0, "head.weight": 2.0}, 2), model, range(4))
+    factors = draw_factors(noise_of(model, {"*": 1.0, "head.weight": 2.0}, 2), model, range(4))
     tokens, weights = random_tokens(8, 48, 64), perturb(model, factors, torch.arange(8))
     with cpu.running(model, factors, 2) as fast:
         engine = torch_engine if name == "torch" else fast
@@ -121,7 +121,7 @@ def test_a_model_whose_first_layer_has_no_value_mix(tmp_path):
 @pytest.mark.parametrize(("threads", "state_dtype"), [(1, torch.float32), (2, torch.float16), (3, torch.float32)])
 def test_threads_blocks_and_places_never_change_a_bit(tmp_path, monkeypatch, threads, state_dtype):
     model = make_model(tmp_path)._replace(state_dtype=state_dtype)
-    factors = draw_factors(noise_of(model, {"matrices": 1.0, "head.weight": 2.0}, 2), model, range(8))
+    factors = draw_factors(noise_of(model, {"*": 1.0, "head.weight": 2.0}, 2), model, range(8))
     members, tokens = torch.arange(200) % 16, random_tokens(200, 4, 64)
     with cpu.running(model, factors, 1) as engine:
         expected, _ = decode(engine, model, tokens, perturb(model, factors, members))
@@ -145,14 +145,13 @@ def test_completions_equal_the_torch_engine(tmp_path, threads):
 
 def test_what_the_engine_cannot_run_goes_to_torch_or_is_refused(tmp_path):
     model = make_model(tmp_path, n_vocab=V)
-    factors = draw_factors(noise_of(model, {"blocks.0.att.x_r": 1.0}, 1), model, range(4))
-    assert not cpu.is_able(model, factors) and cpu.is_able(model, None)
     low = model._replace(params={name: tensor.bfloat16() for name, tensor in model.params.items()})
-    assert not cpu.is_able(low, None)
+    factors = draw_factors(noise_of(low, {"matrices": 1.0}, 1), low, range(4))
+    assert not cpu.is_able(low, factors) and not cpu.is_able(low, None) and cpu.is_able(model, None)
     requests = requests_of(2, 2)
-    assert len(rollout(model, requests, GenerationConfig(NEVER), factors).completions) == 4
+    assert len(rollout(low, requests, GenerationConfig(NEVER), factors).completions) == 4
     with pytest.raises(ConfigError, match="engine numba needs"):
-        rollout(model, requests, GenerationConfig(NEVER, engine="numba"), factors)
+        rollout(low, requests, GenerationConfig(NEVER, engine="numba"), factors)
 
 
 def test_threads_of_torch_are_given_back(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from checkpoints import random_params
 
+from rwkv_es.cpu import engine as cpu
 from rwkv_es.engine.decoding import GenerationConfig
 from rwkv_es.engine.memory import Load, Memory, most_slots, needed, targets_of
 from rwkv_es.engine.rollout import _Rows
@@ -85,6 +86,16 @@ def test_the_parts_are_those_of_the_tensors_that_are_made(targets, dtype, quanti
     assert found.factors == num_bytes([*factors.a.values(), *shaped])
     assert found.states == num_bytes(new_state(model, 16))
     assert found.logits == 16 * 1000 * 4
+
+
+def test_the_factors_that_the_cpu_kernels_read_are_those_that_they_are_given():
+    """Matrices' and vectors' noise, a second time in bf16."""
+    model = Model({name: w for name, w in random_params(2, 128, 1000).items() if name not in UNUSED}, ARCH)
+    noise = Noise(0, targets_of(ARCH, {"matrices": 1.0, "blocks.*.ln1.*": 1.0, "blocks.*.att.k_k": 1.0}, 3))
+    factors = draw_factors(noise.at(0, 0.1), model, range(5))
+    with cpu.running(model, factors) as engine:
+        held = sum(part.nbytes for layer in engine.noise for part in (layer.block, layer.vectors))
+    assert needed(ARCH, noise.targets, Load(16, 10, engine="numba")).packed == held
 
 
 def test_states_of_episodes_that_wait_are_those_that_a_rollout_makes():

@@ -23,7 +23,7 @@ from interpreted import (  # noqa: F401
 )
 from interpreted import gpu_kernels as kernels
 from models import KINDS, make_model, random_tokens, written_out
-from perturbed import FUSED_KINDS, decode, noise_of
+from perturbed import GPU_KINDS, decode, noise_of
 from places import ROOT
 from rollouts import HOT, NEVER, V, requests_of
 from torch.nn import functional
@@ -354,7 +354,7 @@ def perturbed(model, targets, rank, members):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank"), [*(("matrices", rank) for rank in RANKS), *((k, 3) for k in FUSED_KINDS if k != "matrices")]
+    ("kind", "rank"), [*(("matrices", rank) for rank in RANKS), *((k, 3) for k in GPU_KINDS if k != "matrices")]
 )
 def test_a_perturbed_row_equals_float64_numpy_with_its_perturbation_written_out(tmp_path, kind, rank):
     plain, model = tiny(tmp_path)

@@ -6,7 +6,8 @@ from models import KINDS
 from rwkv_es.model.forward import new_state, reset_rows_
 from rwkv_es.noise.factors import Noise, select
 
-FUSED_KINDS = [kind for kind in KINDS if kind not in ("vectors", "everything")]
+FUSED_KINDS = list(KINDS)  # on a CPU
+GPU_KINDS = [kind for kind in KINDS if kind not in ("vectors", "everything")]
 
 
 def noise_of(model, targets, rank):

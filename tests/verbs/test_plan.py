@@ -86,6 +86,12 @@ def test_an_episode_is_as_long_as_its_limits_and_its_state_waits():
     assert make_plan(Config(model="tiny", task="guess_mini", max_turns=5)).asked.sampled.new_tokens == 30
 
 
+@pytest.mark.parametrize(("options", "engine"), [({"device": "cpu"}, "numba"), ({"gpus": "h100-80"}, "torch")])
+def test_layer_norms_are_planned_with_the_engine_that_can_perturb_them(options, engine):
+    text = "\n".join(lines_of(model="tiny", task="countdown_mini", targets={"blocks.*.ln1.*": 1.0}, **options))
+    assert f"engine {engine}," in text
+
+
 def test_on_a_gpu_environments_are_planned_with_the_engine_that_has_turns():
     text = "\n".join(lines_of(model="0.1b", task="maze", gpus="h100-80"))
     assert "engine torch" in text and "change: --engine torch, which environments need on a GPU" in text
