@@ -89,12 +89,13 @@ class Game:
 
     def _checked(self, found: Any) -> Said:
         if isinstance(found, Done):
-            return Said(str(found.text)[: self._most_chars], number(found.reward), True)
+            return Said(_plain(str(found.text))[: self._most_chars], number(found.reward), True)
         text, reward = found if isinstance(found, Reply) else (found, 0.0)
         if not isinstance(text, str):
             raise TypeError(
                 f"an environment must reply with a text, Reply(text, reward) or Done(reward); got {type(text).__name__}"
             )
+        text = _plain(text)
         if len(text) > self._most_chars:  # a marker is enough: the model could never read it
             return Said(text[: self._most_chars + 1], number(reward) or 0.0)
         return Said(text, number(reward) or 0.0)
@@ -171,6 +172,11 @@ def _answered(game: Game, text: Answer) -> Said:
         return game.cut() if isinstance(text, Cut) else game.answer(text)
     except KeyboardInterrupt as error:  # the environment's own: no key that is pressed gets here
         return failed(repr(error), "KeyboardInterrupt")
+
+
+def _plain(text: str) -> str:
+    """Return a string of a class of the user's, such as an enum's, as one that other processes know."""
+    return str.__str__(text)
 
 
 def _failure(error: BaseException) -> Said:

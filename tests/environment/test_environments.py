@@ -126,6 +126,41 @@ def test_one_that_computes_forever_is_ended_too(task):
     assert [last[place].is_timeout for place in range(3)] == [True, False, False]
 
 
+def test_replies_may_be_of_classes_that_the_task_alone_knows(tmp_path):
+    (tmp_path / "named.py").write_text(
+        "import enum\n"
+        + TASK.partition("def environment")[0]
+        + """
+class Word(str, enum.Enum):
+    HOT = "hot"
+
+class Text(str):
+    def __str__(self):
+        return self
+
+    def __getitem__(self, key):
+        return self
+
+class Odd(Exception):
+    def __str__(self):
+        return Text("odd")
+
+def environment(problem):
+    yield
+    yield Word.HOT
+    yield Text("cold")
+    if problem.meta["kind"] == "raise":
+        raise Odd
+    return Done(True, Text("over"))
+"""
+    )
+    environments = Environments(Staging(str(tmp_path / "named.py"), "", 5.0, 1e9, 1, 1000))
+    last, replies = play(environments, ["good", "raise"])
+    environments.close()
+    assert replies == [["hot", "cold"]] * 2
+    assert last[0][:3] == ("over", 1.0, True) and last[1].cause.startswith("Odd: odd")
+
+
 def test_slow_ones_think_side_by_side(task):
     environments = Environments(Staging(task, "", 5.0, 1e9, 1, 1000))
     play(environments, ["good"])
