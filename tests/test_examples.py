@@ -32,7 +32,7 @@ def test_the_notebook_runs_and_draws_its_curve():
 
 @pytest.mark.slow
 def test_the_notebook_tunes_the_model():
-    names, _ = run_cells(16)
+    names, _ = run_cells(8)
     assert names["after"][0] >= names["before"][0] + 0.5
 
 

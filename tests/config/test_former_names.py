@@ -63,6 +63,8 @@ def test_a_run_that_was_begun_under_the_former_name_goes_on(tmp_path, capsys):
         "0",
         "--tracker",
         "none",
+        "--schedule",
+        "constant",
     ]
     assert main(["train", *options, "--steps", "1", "--run", str(tmp_path / "run")]) == 0
     file = tmp_path / "run" / "config.yaml"

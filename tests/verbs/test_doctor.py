@@ -86,7 +86,7 @@ def test_products_are_examined_as_those_of_a_training(targets, rank, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "lr"), [("0.03", "0.02"), ("0.0003", "0.0002")])
 def test_what_is_proposed_learns_where_sigma_and_lr_are_wrong_by_a_factor_of_ten(sigma, lr, tmp_path, capsys):
-    """The recipe has 0.003 and 0.002, and a multiplier for the head; half a minute of one core each."""
+    """0.003 with 0.002 to 0.02 and a multiplier for the head would do; half a minute of one core each."""
     assert main(["doctor", "tiny", "--threads", "1", "--sigma", sigma, "--lr", lr]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("suggestion"))
     flags = line.split()[1:]
