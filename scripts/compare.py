@@ -74,7 +74,7 @@ def compare(world: World, task: str, options: argparse.Namespace) -> None:
 def sweep_entries(options: argparse.Namespace) -> Iterator[Entry]:
     """Yield all methods' settings."""
     for method in options.methods:
-        for settings in METHODS[method].GRID[: options.tried]:
+        for settings in options.grid or METHODS[method].GRID[: options.tried]:
             yield Entry(method, settings, SWEEP_SEED, options.budget, options.amount * options.share)
 
 
@@ -118,6 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("tried", 8, "settings of each method in the sweep", type=int)
     add("seeds", 5, "final runs of each method", type=int)
     add("judge", 300, "problems that judge", type=int)
+    add("grid", None, "settings to try instead, a JSON list, of the one method named", type=json.loads)
     add("settings", None, "no sweep: these settings, as JSON, of the one method named", type=json.loads)
     add("points", NUM_POINTS, "points of a curve", type=int)
     add("level", 0.5, "accuracy whose cost the tables name", type=float)
@@ -125,8 +126,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--only-tables", action="store_true", help="make no run")
     options = parser.parse_args(argv)
-    if options.settings is not None and len(options.methods) > 1:
-        parser.error(f"--settings are those of one method; got --methods {' '.join(options.methods)}")
+    for name in ("settings", "grid"):
+        if getattr(options, name) is not None and len(options.methods) > 1:
+            parser.error(f"--{name} are those of one method; got --methods {' '.join(options.methods)}")
     return options
 
 

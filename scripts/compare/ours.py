@@ -42,8 +42,8 @@ def start(model: Model, settings: Mapping[str, Any], seed: int) -> State:
 
 
 def ask(state: State) -> Asked:
-    """Try the step's members."""
-    return Asked(members=state.es.ask(), model=state.es.model)
+    """Try the step's members; they answer greedily unless the settings say `temperature`."""
+    return Asked(members=state.es.ask(), model=state.es.model, temperature=state.settings.get("temperature", 0.0))
 
 
 def tell(state: State, answered: Answered) -> State:

@@ -231,10 +231,26 @@ def test_an_answer_that_many_give_is_scored_once():
     assert len(scored) == len(set(scored)) == 4  # greedy: all samples of a problem are alike
 
 
-def test_settings_that_are_given_are_those_of_one_method(capsys):
+@pytest.mark.parametrize("name, given", [("settings", "{}"), ("grid", "[{}]")])
+def test_settings_that_are_given_are_those_of_one_method(name, given, capsys):
     with pytest.raises(SystemExit):
-        load_program().main(["--out", "nowhere", "--settings", "{}", "--methods", "ours", "grpo"])
-    assert "--settings are those of one method; got --methods ours grpo" in capsys.readouterr().err
+        load_program().main(["--out", "nowhere", f"--{name}", given, "--methods", "ours", "grpo"])
+    assert f"--{name} are those of one method; got --methods ours grpo" in capsys.readouterr().err
+
+
+def test_a_grid_that_is_given_is_what_the_sweep_tries(tmp_path):
+    program = load_program()
+    given = ["--methods", "ours", "--grid", '[{"sigma": 1}, {"sigma": 2}]', "--out", str(tmp_path)]
+    entries = list(program.sweep_entries(program.parse(given)))
+    assert [entry.settings for entry in entries] == [{"sigma": 1}, {"sigma": 2}]
+    assert {entry.seed for entry in entries} == {1000} and {entry.amount for entry in entries} == {7.5}  # half of 15
+
+
+def test_ours_answers_greedily_unless_a_temperature_is_set():
+    model, _ = load_model("tiny")
+    for settings, expected in (({}, 0.0), ({"temperature": 0.7}, 0.7)):
+        state = ours.start(model, {**ours.GRID[0], **settings, "population": 4}, seed=0)
+        assert ours.ask(state).temperature == expected
 
 
 def test_every_method_has_as_many_settings_in_the_sweep():
