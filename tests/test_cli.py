@@ -84,7 +84,7 @@ def test_without_a_model_the_embedded_one_is_trained_by_its_recipe(ran, capsys, 
     assert f"--config {recipe}" in capsys.readouterr().err
     taken = ran["train"]
     assert main(["train", "--config", recipe, "--steps", "7", "--run", "r"]) == 0
-    assert ran["train"] == taken and taken.steps == 7 and taken.task == task and taken.targets["head.weight"] > 1
+    assert ran["train"] == taken and taken.steps == 7 and taken.task == task and set(taken.targets) != {"matrices"}
 
 
 def test_a_files_spelling_of_a_flag_is_understood_but_values_are_left_alone(ran):
