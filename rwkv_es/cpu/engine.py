@@ -152,7 +152,7 @@ class FusedEngine:
             block = rows.part(start, min(start + ROWS_PER_BLOCK, len(rows.x)))
             buffers, x = scratch(len(block.x)), block.x.numpy()
             for i, (layer, noise) in enumerate(zip(self.layers, self.noise)):
-                seen = _noise(noise, block, buffers)
+                seen = kernels.LayerNoise(*noise, block.direction, block.sign, buffers.coefficient, buffers.own)
                 kernels.norm_and_mix(x, block.att_shift[i], layer.vectors, buffers.work.mixed, seen)
                 _time_mix_(layer, seen, block, buffers, i)
                 kernels.norm_and_shift(x, block.ffn_shift[i], layer.vectors, buffers.work.mixed[0], seen)
@@ -201,16 +201,11 @@ def _layer(params: Params, i: int) -> Layer:
 def _pack(model: Model, factors: Factors | None, i: int) -> Perturbation:
     matrices, vectors = pack(factors, i), pack_vectors(model, factors, i)
     block = torch.zeros(1, 0, 0, dtype=torch.bfloat16) if matrices.block is None else matrices.block
-    found = []
-    for values, place, scale in ((block, *matrices[1:]), vectors):
-        bits = values.view(torch.uint16).numpy()
-        found += [bits, np.array(place, np.int64), np.array(scale, np.float32)]
-    return Perturbation(*found)
+    return Perturbation(*_arrays(block, matrices.place, matrices.scale), *_arrays(*vectors))
 
 
-def _noise(noise: Perturbation, rows: Rows, buffers: Scratch) -> Any:
-    matrices = (noise.block, noise.place, noise.scale, rows.direction, rows.sign, buffers.coefficient)
-    return kernels.LayerNoise(*matrices, noise.vectors, noise.vector_place, noise.vector_scale, buffers.own)
+def _arrays(block: Tensor, place: list[int], scale: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return block.view(torch.uint16).numpy(), np.array(place, np.int64), np.array(scale, np.float32)
 
 
 def _scratch(model: Model, rank: int) -> Callable[[int], Scratch]:

@@ -29,12 +29,12 @@ class LayerNoise(NamedTuple):
     block: np.ndarray  # (D,r,width) uint16: every direction's factors, side by side in order of use, as bf16 bits
     place: np.ndarray  # (2*NUM_MATRICES,): where matrix m's input side starts, then the output sides; -1: no target
     scale: np.ndarray  # (NUM_MATRICES,): sigma * multiplier / sqrt(r)
-    direction: np.ndarray  # (S,) int64: each row's place in the block
-    sign: np.ndarray  # (S,)
-    coefficient: np.ndarray  # (S,NUM_MATRICES,r): carries scale * sign * (x @ B) from the input to the output side
     vectors: np.ndarray  # (D,n,C) uint16: the vectors' noise, as bf16 bits
     vector_place: np.ndarray  # (NUM_VECTORS,): where a vector's noise is among the n; -1: no target
     vector_scale: np.ndarray  # (NUM_VECTORS,): sigma * multiplier
+    direction: np.ndarray  # (S,) int64: each row's place in the block
+    sign: np.ndarray  # (S,)
+    coefficient: np.ndarray  # (S,NUM_MATRICES,r): carries scale * sign * (x @ B) from the input to the output side
     own: np.ndarray  # (NUM_VECTORS,C): where a row's own vectors are made
 
 

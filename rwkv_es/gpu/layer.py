@@ -64,8 +64,7 @@ def made(model: Model, i: int, buffer: Tensor) -> Layer:
     """Collect the parameters of layer i; int8 matrices are turned back in the buffer, one at a time."""
     vectors, matrices = layer_params(model.params, i)
     found = (None if m is None else matrix_of(model, f"blocks.{i}.{n}", m, buffer) for n, m in zip(MATRICES, matrices))
-    norms, mixes, others, ffn_mix = vectors.split((4, 6, 8, 1))
-    return Layer(LayerVectors(norms, mixes, others, ffn_mix), tuple(found), i == 0)
+    return Layer(LayerVectors(*vectors.split((4, 6, 8, 1))), tuple(found), i == 0)
 
 
 def packed(model: Model, factors: Factors | None, i: int) -> Perturbation:

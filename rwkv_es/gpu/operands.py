@@ -23,10 +23,10 @@ class LayerNoise(NamedTuple):
 class LayerVectors(NamedTuple):
     """A layer's parameters that are no matrices."""
 
-    norms: Tensor  # (2,2,C): ln1 and ln2, weight and bias
+    norms: Tensor  # (4,C): ln1 and ln2, weight and bias
     mixes: Tensor  # (6,C): x_r x_k x_v x_w x_a x_g
     vectors: Tensor  # (8,C): w0 a0 v0 k_k k_a r_k, ln_x's weight and bias
-    ffn_mix: Tensor  # (C,)
+    ffn_mix: Tensor  # (1,C)
 
 
 class Work(NamedTuple):
