@@ -13,11 +13,10 @@ import itertools
 import json
 import math
 import random
-import time
 
 import torch
 import torch.nn.functional as F
-from pretrain_tiny import IGNORE, VOCABULARY, Batch, Sample, arguments, begun, build_tokenizer, fit_, pack, saved
+from pretrain_tiny import IGNORE, VOCABULARY, Batch, Sample, arguments, build_tokenizer, fit_, pack, pretrain
 from rwkv7_sequence import Params, forward
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,11 +31,7 @@ STRIDE = 8  # of the climb
 def main() -> None:
     """Pretrain, and save the checkpoint and its vocabulary."""
     options = parse()
-    tokenizer = build_tokenizer()
-    params, began = begun(tokenizer, options), time.perf_counter()
-    loss = train_(params, tokenizer, options)
-    seconds = round(time.perf_counter() - began, 1)
-    saved(options.out / "rwkv7-tiny-guess.pth", params, tokenizer)
+    seconds, loss = pretrain(options.out / "rwkv7-tiny-guess.pth", build_tokenizer(), train_, options)
     print(json.dumps({"steps": options.steps, "train_s": seconds, "loss": loss}))
 
 

@@ -16,14 +16,14 @@ import itertools
 import json
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 
+import pretrain_tiny
 import torch
 import torch.nn.functional as F
-from pretrain_tiny import IGNORE, Batch, Sample, arguments, begun, fit_, measure, pack, saved
+from pretrain_tiny import IGNORE, Batch, Sample, arguments, fit_, measure, pack, pretrain
 from rwkv7_sequence import Params, forward
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from rwkv_es.model.forward import Model
@@ -41,17 +41,20 @@ CHOICES = 3  # of a beginning that are taught of each division, for one answer o
 def main() -> None:
     """Pretrain, save the checkpoint and its vocabulary, print what it can do as one JSON line."""
     options = parse()
-    tokenizer = build_tokenizer()
-    params, began = begun(tokenizer, options), time.perf_counter()
-    loss = train_(params, tokenizer, options)
-    seconds = round(time.perf_counter() - began, 1)
-    path = saved(options.out / f"rwkv7-remainder-{options.name}.pth", params, tokenizer)
+    path, tokenizer = options.out / f"rwkv7-remainder-{options.name}.pth", build_tokenizer()
+    seconds, loss = pretrain(path, tokenizer, train_, options)
     found = measure(path, load_task("remainder_mini"), VOCABULARY.index(WORKED), options.test)
-    shares = worked_shares(Model(*load(path)), tokenizer, problems("test")[: options.test])
+    model = Model(*load(path))
+    shares = worked_shares(model, tokenizer, problems("test")[: options.test])
     record = {
-        **{"entries": sum(tensor.numel() for tensor in params.values()), "steps": options.steps, "train_s": seconds},
-        **{"loss": loss, **found, "worked_share": round(sum(shares) / len(shares), 4)},
-        **{"least_share": round(min(shares), 4), "largest_share": round(max(shares), 4)},
+        "entries": sum(tensor.numel() for tensor in model.params.values()),
+        "steps": options.steps,
+        "train_s": seconds,
+        "loss": loss,
+        **found,
+        "worked_share": round(sum(shares) / len(shares), 4),
+        "least_share": round(min(shares), 4),
+        "largest_share": round(max(shares), 4),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     print(json.dumps(record))
@@ -73,11 +76,7 @@ def parse() -> argparse.Namespace:
 
 def build_tokenizer() -> Tokenizer:
     """Build the vocabulary: digits and signs, each one token."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"<end>|[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(["<end>"])
-    return tokenizer
+    return pretrain_tiny.build_tokenizer(VOCABULARY, "<end>")
 
 
 def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) -> float:

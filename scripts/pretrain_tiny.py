@@ -51,6 +51,7 @@ OPTIONS: Mapping[str, tuple[float, str]] = {  # of every pretraining
 }
 
 Sample = tuple[list[int], list[int]]  # prompt, answer
+Train = Callable[[Params, Tokenizer, argparse.Namespace], float]  # fits in place, returns the last loss
 
 
 class Batch(NamedTuple):
@@ -64,11 +65,8 @@ class Batch(NamedTuple):
 def main() -> None:
     """Pretrain, save the checkpoint and its vocabulary, print the accuracy of both modes as one JSON line."""
     options = parse()
-    tokenizer = build_tokenizer()
-    params, began = begun(tokenizer, options), time.perf_counter()
-    train_(params, tokenizer, options)
-    seconds = round(time.perf_counter() - began, 1)
-    path = saved(options.out / "rwkv7-tiny.pth", params, tokenizer)
+    path = options.out / "rwkv7-tiny.pth"
+    seconds, _ = pretrain(path, build_tokenizer(), train_, options)
     found = measure(path, load_task("countdown_mini"), LINE, options.test)
     print(json.dumps({"steps": options.steps, "train_s": seconds, **found}))
 
@@ -95,32 +93,34 @@ def arguments(about: str | None, own: Mapping[str, tuple[float, str]]) -> argpar
     return parser.parse_args()
 
 
-def begun(tokenizer: Tokenizer, options: argparse.Namespace) -> Params:
-    """Set the number of threads, and draw weights."""
+def pretrain(path: Path, tokenizer: Tokenizer, train_: Train, options: argparse.Namespace) -> tuple[float, float]:
+    """Draw weights, train them, save them with their vocabulary beside them. Returns seconds and the last loss."""
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    return init_params(options.layers, options.embd, tokenizer.get_vocab_size(), options.rank, options.seed)
-
-
-def saved(path: Path, params: Params, tokenizer: Tokenizer) -> Path:
-    """Save a checkpoint and, beside it, its vocabulary; return the path."""
+    params = init_params(options.layers, options.embd, tokenizer.get_vocab_size(), options.rank, options.seed)
+    began = time.perf_counter()
+    loss = train_(params, tokenizer, options)
+    seconds = round(time.perf_counter() - began, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, params)
     tokenizer.save(str(path.with_suffix(".tokenizer.json")))
-    return path
+    return seconds, loss
 
 
-def build_tokenizer() -> Tokenizer:
-    """Build the vocabulary: whole numbers up to 100, signs and the answer marks, each one token."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?answer>|\d+|[\s\S]"), "isolated")
+def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY, words: str = r"</?answer>|\d+") -> Tokenizer:
+    """Build a tokenizer of whole words (a pattern) and single characters, each one token.
+
+    By default: numbers up to 100, signs and the answer marks.
+    """
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{words}|[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["<end>"])
     return tokenizer
 
 
-def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
-    """Fit the parameters in place."""
+def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) -> float:
+    """Fit the parameters in place. Returns the last loss."""
     rng, pool = random.Random(f"pretrain {options.seed}"), problems("train")
 
     def loss_at(progress: float) -> Tensor:
@@ -128,7 +128,7 @@ def train_(params: Params, tokenizer: Tokenizer, options: argparse.Namespace) ->
         samples = (draw(rng.choice(pool), tokenizer, mixed, rng) for _ in itertools.count())
         return answer_loss(params, pack(samples, options.rows), options.hit_weight)
 
-    fit_(params, loss_at, options)
+    return fit_(params, loss_at, options)
 
 
 def fit_(params: Params, loss_at: Callable[[float], Tensor], options: argparse.Namespace) -> float:
